@@ -1,0 +1,62 @@
+# What one does daily. `make quickstart` and `make test` need only make and a Python 3.12.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+QUICK := runs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow check format bench clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make the environment in .venv (once, and again when requirements.txt changes)
+
+# Running a tool, not looking for it, is the test: a version manager's placeholder can be there and still not work.
+$(STAMP): requirements.txt
+	@set -e; found=; \
+	for candidate in python3.12 python3 python; do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null; then found=$$candidate; break; fi; \
+	done; \
+	uv=; \
+	if uv --version >/dev/null 2>&1; then uv=uv; \
+	elif [ -n "$$found" ] && $$found -m uv --version >/dev/null 2>&1; then uv="$$found -m uv"; fi; \
+	if [ -z "$$found$$uv" ]; then echo "error: make setup needs Python 3.12 (or uv) on the PATH" >&2; exit 2; fi; \
+	if [ -n "$$uv" ]; then \
+	  [ -x $(PYTHON) ] || $$uv venv --python "$${found:-3.12}" $(VENV); \
+	  $$uv pip install --python $(PYTHON) -r requirements.txt; \
+	  $$uv pip install --python $(PYTHON) --no-deps -e .; \
+	else \
+	  [ -x $(PYTHON) ] || $$found -m venv $(VENV); \
+	  $(PYTHON) -m pip install -r requirements.txt; \
+	  $(PYTHON) -m pip install --no-deps -e .; \
+	fi
+	@touch $@
+
+quickstart: setup ## train a small LLaVA-MoLE on synthetic data, on this machine, and leave a report
+	$(PYTHON) -m mole_jax.data.synthetic --output $(QUICK)/data --seed 0 --train 1500 --test 100
+	$(PYTHON) -m mole_jax.convert --input assets/quickstart_base --output $(QUICK)/base --to run
+	$(PYTHON) -m mole_jax.train --config configs/quickstart.py --workdir $(QUICK)/mole
+
+test: setup ## the default tests (minutes)
+	$(PYTHON) -m pytest -n 2 -m "not slow and not gpu and not torch"
+
+test-slow: setup ## the long tests; those that need PyTorch skip themselves without it
+	$(PYTHON) -m pytest -m "slow and not gpu"
+
+check: setup ## format, lint, types
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pyright
+
+format: setup ## format and sort imports
+	$(PYTHON) -m ruff check --fix-only --select I .
+	$(PYTHON) -m ruff format .
+
+bench: setup ## measure the parts and the step on this machine
+	$(PYTHON) -m benchmarks
+
+clean: ## remove the environment, caches and the quickstart's run
+	rm -rf $(VENV) $(QUICK) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""The router: which expert a token goes to, and how the language-model loss reaches that choice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from mole_jax.config import RouterGradient
+from mole_jax.parameters import Declare, RouterParam, kaiming_uniform, zeros
+
+
+class Routing(NamedTuple):
+    """What a router says about each token; all float32."""
+
+    gates: Float[Array, "B S E"]
+    """What each expert's delta is multiplied by."""
+    probs: Float[Array, "B S E"]
+    """Softmax of the logits."""
+    choice: Float[Array, "B S E"]
+    """One-hot of the most probable expert."""
+
+
+def route(logits: Float[Array, "B S E"], gradient: RouterGradient) -> Routing:
+    """Turns router logits into gates.
+
+    The released block does not multiply the expert's output by its probability, so the router learns
+    nothing from the language-model loss (`none`). `straight_through` has the same forward and the
+    gradient of the soft mixture; `gate_scaled` multiplies by the chosen probability; `dense` mixes all
+    experts, as the released inference does.
+    """
+    probs = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+    choice = jax.nn.one_hot(jnp.argmax(probs, axis=-1), probs.shape[-1], dtype=probs.dtype)
+    match gradient:
+        case "none":
+            gates = choice
+        case "straight_through":
+            gates = choice + (probs - jax.lax.stop_gradient(probs))
+        case "gate_scaled":
+            gates = choice * probs
+        case "dense":
+            gates = probs
+    return Routing(gates, probs, choice)
+
+
+class Router(nnx.Module):
+    """One linear map per decoder layer, shared by gate, up and down projection."""
+
+    def __init__(self, declare: Declare, width: int, experts: int, *, bias: bool, gradient: RouterGradient):
+        declare = declare.of(RouterParam)
+        self.kernel = declare((width, experts), ("width", "expert"), kaiming_uniform)
+        self.bias = declare((experts,), ("expert",), zeros) if bias else None
+        self.gradient = gradient
+
+    def __call__(self, x: Float[Array, "B S D"]) -> Routing:
+        """Routes by the MLP's input, in float32 whatever the type of `x` (float64 stays)."""
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        # Default precision would round the operands to bfloat16 on a TPU and flip close choices.
+        logits = jnp.einsum("bsd,de->bse", x.astype(dtype), self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+        if self.bias is not None:
+            logits = logits + self.bias[...]
+        return route(logits, self.gradient)

@@ -1,0 +1,43 @@
+"""`python -m mole_jax.data`: inspects a mixture. Exit status 2 where a record has a problem."""
+
+from __future__ import annotations
+
+import sys
+
+from mole_jax import cli
+from mole_jax.data import check
+from mole_jax.data.tokenizer import Tokenizer
+from mole_jax.errors import UserError, run_door
+from mole_jax.model.architecture import preset
+
+
+def main() -> None:
+    """Reads the command line, previews and validates the mixture, and prints."""
+    config, arguments = cli.parse(
+        "data",
+        "Reads every record of the mixture, counts, and lists every problem.",
+        extra=lambda parser: parser.add_argument(
+            "--preview", type=int, default=0, metavar="N", help="also show N examples, supervised text between ⟦ and ⟧"
+        ),
+    )
+    path = config.model.tokenizer or config.model.base
+    if path is None:
+        raise UserError("config: model.tokenizer is not set and there is no model.base to take it from; set one")
+    architecture = preset(config.model.preset or "vicuna-7b")
+    loader = check.open_loader(
+        config.data,
+        Tokenizer.load(path),
+        image_size=architecture.vision.image_size,
+        image_span=architecture.image_span,
+        image_token_id=architecture.image_token_id,
+    )
+    for text in check.preview(config.data, loader, arguments.preview, seed=config.seed):
+        print(text, end="\n\n")
+    inspection = check.inspect(config.data, loader)
+    print(inspection)
+    if inspection.problems:
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run_door(main)

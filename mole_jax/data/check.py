@@ -1,0 +1,161 @@
+"""Inspecting a mixture before training: every problem, the counts, and what is supervised."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mole_jax.config import DataConfig
+from mole_jax.data import mixing
+from mole_jax.data.load import TOO_LONG, TOO_MANY_IMAGES, Layout, Loaded, Loader, RecordProblem, Source
+from mole_jax.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainCounts:
+    """What a domain holds. Tokens are of usable records and count image positions."""
+
+    name: str
+    records: int
+    usable: int
+    images: int
+    turns_dropped: int
+    """Records whose leading assistant turn is left out, as LLaVA does."""
+    tokens: int
+    supervised_tokens: int
+    longest: int
+    """Tokens of the longest usable record."""
+    share: float
+    """Share of the draws under data.mix."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """The result of reading every record of a mixture once."""
+
+    domains: tuple[DomainCounts, ...]
+    examples_per_epoch: int
+    problems: tuple[RecordProblem, ...]
+    """In the order of domains and records; each names file, record and field."""
+    stops: bool
+    """Training on this would stop with an error, or has nothing left of some domain."""
+
+    def __str__(self) -> str:
+        header = f"{'domain':<20}{'records':>9}{'usable':>9}{'images':>9}{'tokens':>12}{'supervised':>12}"
+        lines = [header + f"{'longest':>9}{'share':>8}"]
+        lines += [
+            f"{d.name:<20}{d.records:>9}{d.usable:>9}{d.images:>9}{d.tokens:>12}{d.supervised_tokens:>12}"
+            f"{d.longest:>9}{d.share:>8.1%}"
+            for d in self.domains
+        ]
+        lines.append(f"one epoch: {self.examples_per_epoch} examples")
+        for domain in self.domains:
+            if domain.turns_dropped:
+                lines.append(
+                    f"{domain.name}: {domain.turns_dropped} records begin with an assistant turn; it is left out"
+                )
+        lines += [f"{problem.reason}: {problem}" for problem in self.problems]
+        lines.append(f"{len(self.problems)} problem(s)" if self.problems else "no problems")
+        return "\n".join(lines)
+
+
+def open_loader(
+    data: DataConfig, tokenizer: Tokenizer, *, image_size: int, image_span: int, image_token_id: int
+) -> Loader:
+    """Opens the domains of `data` for inspection; raises `UserError` if one cannot be opened."""
+    sources = tuple(Source.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
+    layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
+    return Loader(sources, tokenizer, layout)
+
+
+def inspect(data: DataConfig, loader: Loader) -> Inspection:
+    """Reads, tokenises and decodes every record of every domain, and lists all that is wrong."""
+    records = [len(source.records) for source in loader.sources]
+    sizes = mixing.domain_sizes(data, records)
+    shares = mixing.proportions(data, sizes)
+    counts, problems = [], []
+    for i, source in enumerate(loader.sources):
+        usable = images = tokens = supervised = longest = dropped = 0
+        for index in range(records[i]):
+            try:
+                loaded = loader.load(i, index)
+            except RecordProblem as problem:
+                problems.append(problem)
+                continue
+            usable += 1
+            images += len(loaded.images)
+            tokens += len(loaded.tokens)
+            supervised += int(loaded.supervised.sum())
+            longest = max(longest, len(loaded.tokens))
+            dropped += len(loaded.example.turns) < len(source.records[index]["conversations"])
+        share = shares[i] / sum(shares)
+        counts.append(
+            DomainCounts(source.name, records[i], usable, images, dropped, tokens, supervised, longest, share)
+        )
+    return Inspection(
+        tuple(counts),
+        mixing.epoch_examples(sizes, shares),
+        tuple(problems),
+        any(map(lambda problem: _stops(data, problem), problems)) or not all(domain.usable for domain in counts),
+    )
+
+
+def preview(data: DataConfig, loader: Loader, count: int, *, seed: int) -> Iterator[str]:
+    """Yields the first `count` usable examples that training would draw, as `show` writes them."""
+    records = [len(source.records) for source in loader.sources]
+    shares = mixing.proportions(data, mixing.domain_sizes(data, records))
+    keys = mixing.draws(data, records, shares, seed=seed, process_index=0, process_count=1)
+    shown = 0
+    for i in itertools.count():
+        # Where hardly anything is usable, looking on would never end.
+        if shown == count or i >= 10 * (count + sum(records)):
+            return
+        try:
+            loaded = loader.load(*keys[i])
+        except RecordProblem:
+            continue
+        shown += 1
+        yield show(loaded, loader)
+
+
+def show(loaded: Loaded, loader: Loader) -> str:
+    """Returns an example's tokens as text, the supervised ones between ⟦ and ⟧, images as one word."""
+    tokenizer, layout = loader.tokenizer, loader.layout
+    is_image = loaded.tokens == layout.image_token_id
+    # Runs of tokens of one kind; kind 2 is an image.
+    kinds = np.where(is_image, 2, loaded.supervised)
+    starts = np.flatnonzero(np.diff(kinds, prepend=-1))
+    ends = [*starts[1:], len(kinds)]
+    parts = []
+    for start, end in zip(starts, ends, strict=True):
+        if kinds[start] == 2:
+            parts += [f" <image: {layout.image_span} positions> "] * ((end - start) // layout.image_span)
+        else:
+            text = _text(loaded.tokens[start:end].tolist(), tokenizer)
+            parts.append(f"⟦{text}⟧" if kinds[start] else text)
+    total, supervised = len(loaded.tokens), int(loaded.supervised.sum())
+    return (
+        f"{loaded.record_id}: {total} tokens, {supervised} supervised, {len(loaded.images)} image(s)\n{''.join(parts)}"
+    )
+
+
+def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Decodes with BOS and EOS written out, which `decode` leaves away."""
+    text, run = "", []
+    for i in [*ids, None]:
+        if i is not None and i not in (tokenizer.bos_id, tokenizer.eos_id):
+            run.append(i)
+            continue
+        text += tokenizer.decode(run)
+        run = []
+        if i is not None:
+            text += "</s>" if i == tokenizer.eos_id else "<s>"
+    return text
+
+
+def _stops(data: DataConfig, problem: RecordProblem) -> bool:
+    too_long = problem.reason in (TOO_LONG, TOO_MANY_IMAGES)
+    return (data.on_too_long if too_long else data.on_bad_record) == "error"

@@ -1,0 +1,150 @@
+"""From an image file to the square uint8 array that the vision tower reads."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import struct
+import zlib
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from mole_jax.errors import UserError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of CLIP's training pixels, RGB in [0, 1]."""
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of CLIP's training pixels, RGB in [0, 1]."""
+
+PAD_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
+# Formats that only decode pixels; EPS, for example, would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+# A long thin image grows when it is made square; how far beyond `max_pixels` that may go.
+SQUARE_GROWTH = 4
+
+
+def load_image(
+    image: str | bytes,
+    root: str | pathlib.Path | None,
+    *,
+    size: int,
+    aspect: Literal["pad", "crop"],
+    max_pixels: int,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads, decodes and squares an image as LLaVA does.
+
+    `pad` fills up to a square with CLIP's mean colour and resizes; `crop` resizes the shortest side and
+    cuts out the centre. Both are bicubic. Grey, palette, CMYK and transparent images become RGB by
+    Pillow's `convert`; EXIF orientation is ignored, because LLaVA ignored it.
+
+    Args:
+      image: path relative to `root`, or the content of an image file.
+      root: folder that the path must stay inside; symbolic links are followed before this is checked.
+      size: side of the result H = W, in pixels.
+      aspect: how the image becomes square.
+      max_pixels: largest width times height that is decoded.
+
+    Raises:
+      UserError: missing, broken or too large image, or a path that leaves `root`.
+    """
+    name = f"image '{image}'" if isinstance(image, str) else f"embedded image of {len(image)} bytes"
+    with _open(image, root, name) as opened:
+        _check_size(opened.size, name, size, aspect, max_pixels)
+        try:
+            rgb = opened.convert("RGB")
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise whatever a broken file makes them trip over
+            raise UserError(f"{name} is broken ({_reason(error)}); replace it or take the record out") from None
+    square = _pad(rgb, size) if aspect == "pad" else _crop(rgb, size)
+    return np.asarray(square, np.uint8)
+
+
+def check_image(
+    image: str | bytes,
+    root: str | pathlib.Path | None,
+    *,
+    size: int,
+    aspect: Literal["pad", "crop"],
+    max_pixels: int,
+) -> None:
+    """Checks what `load_image` checks, except that pixels are not decoded; raises the same `UserError`."""
+    name = f"image '{image}'" if isinstance(image, str) else f"embedded image of {len(image)} bytes"
+    with _open(image, root, name) as opened:
+        _check_size(opened.size, name, size, aspect, max_pixels)
+
+
+def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Image.Image:
+    source = io.BytesIO(image) if isinstance(image, bytes) else _inside(image, root, name)
+    try:
+        return Image.open(source, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is too large ({_reason(error)}); scale it down") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise UserError(
+            f"{name} cannot be read as one of {', '.join(FORMATS)} ({type(error).__name__}); "
+            "replace it or take the record out"
+        ) from None
+
+
+def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Path:
+    if root is None:
+        raise UserError(f"{name} is a path but no image folder is known; set image_root")
+    folder = pathlib.Path(root).resolve()
+    relative = pathlib.PurePath(path)
+    if not path or "\0" in path:
+        raise UserError(f"{name} is not a path; write one relative to {root}")
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UserError(f"{name} leaves its folder {root}; write it relative to that folder, without '..'")
+    try:
+        file = (folder / relative).resolve()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} cannot be followed in {root} ({_reason(error)}); replace it") from None
+    if not file.is_relative_to(folder):
+        raise UserError(f"{name} leaves its folder {root} through a symbolic link; copy it there or set image_root")
+    if not file.is_file():
+        raise UserError(f"{name} does not exist in {root}; check the path or set image_root")
+    return file
+
+
+def _check_size(shape: tuple[int, int], name: str, size: int, aspect: str, max_pixels: int) -> None:
+    width, height = shape
+    if width < 1 or height < 1:
+        raise UserError(f"{name} has no pixels ({width} x {height}); replace it or take the record out")
+    if width * height > max_pixels:
+        raise UserError(
+            f"{name} has {width} x {height} pixels, over data.max_image_pixels {max_pixels}; "
+            "scale it down or raise that"
+        )
+    long, short = max(width, height), min(width, height)
+    grown = long * long if aspect == "pad" else size * size * long // short
+    if grown > SQUARE_GROWTH * max_pixels and grown > size * size:
+        raise UserError(
+            f"{name} has {width} x {height} pixels, too long and thin to be made square; cut it or take the record out"
+        )
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    if width != height:
+        side = max(width, height)
+        square = Image.new("RGB", (side, side), PAD_COLOUR)
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = square
+    return image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(size * width / short), int(size * height / short)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,29 @@
+"""The one exception that a user is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """A mistake outside this code: config, data, checkpoint or mesh.
+
+    The message is one line that says what is wrong, where (file, record, field) and what to do.
+    """
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Returns ``", did you mean 'x'?"`` for the closest candidate, or an empty string."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f", did you mean '{found[0]}'?" if found else ""
+
+
+def run_door(main: Callable[[], None]) -> None:
+    """Runs a command's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

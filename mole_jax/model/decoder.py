@@ -1,0 +1,218 @@
+"""The Llama decoder, with room for adapters at every projection."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mole_jax.adapters.balance import RouterUse, router_use
+from mole_jax.adapters.router import Routing
+from mole_jax.model.architecture import DecoderArchitecture
+from mole_jax.model.layers import Linear, RMSNorm, attention
+from mole_jax.model.rotary import rotate, rotations
+from mole_jax.parallel.sharding import constrain
+from mole_jax.parameters import Declare, DecoderParam, normal
+
+Remat = Literal["none", "dots", "full"]
+
+
+class AdapterFactory(Protocol):
+    """What the decoder asks of `mole_jax.adapters.build.Adapters`."""
+
+    def router(self, declare: Declare, width: int): ...
+
+    def projection(self, declare: Declare, target: str, d_in: int, d_out: int, axes: tuple[str, str]): ...
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens so far, all layers stacked."""
+
+    k: Float[Array, "L B T K C"]
+    v: Float[Array, "L B T K C"]
+    length: Int[Array, " B"]
+    """Slots in use, per row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """What every layer of one forward pass shares."""
+
+    rotation: Float[Array, "2 B S 1 C/2"]
+    mask: Bool[Array, "B 1 S T"]
+    segments: Float[Array, "B S K"] | None
+    """One-hot segments, to sum router statistics over; None: no statistics."""
+    slots: Int[Array, " B"] | None
+    """First cache slot to write, per row; None: no cache."""
+
+
+class AdaptedLinear(Linear):
+    """A projection and its adapter, if it has one."""
+
+    def __init__(
+        self, declare: Declare, adapters: AdapterFactory, target: str, d_in: int, d_out: int, axes: tuple[str, str]
+    ):
+        super().__init__(declare, d_in, d_out, axes)
+        self.adapter = adapters.projection(declare, target, d_in, d_out, axes)
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Array, "B S I"], routing: Routing | None, key: PRNGKeyArray | None
+    ) -> Float[Array, "B S O"]:
+        y = super().__call__(x)
+        if self.adapter is None:
+            return y
+        return y + (self.adapter(x, key) if routing is None else self.adapter(x, routing.gates, key))
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, declare: Declare, arch: DecoderArchitecture, adapters: AdapterFactory):
+        width, inner, kv = arch.width, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+        self.q_proj = AdaptedLinear(declare, adapters, "q_proj", width, inner, ("embed", "heads"))
+        self.k_proj = AdaptedLinear(declare, adapters, "k_proj", width, kv, ("embed", "kv_heads"))
+        self.v_proj = AdaptedLinear(declare, adapters, "v_proj", width, kv, ("embed", "kv_heads"))
+        self.o_proj = AdaptedLinear(declare, adapters, "o_proj", inner, width, ("heads", "embed"))
+        self.head_dim = arch.head_dim
+
+    def __call__(
+        self, x: Float[Array, "B S D"], frame: Frame, kv_cache: tuple[Array, Array] | None, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "B S D"], tuple[Array, Array] | None]:
+        keys = _split(key, 4)
+        q, k, v = (
+            project(x, None, k).reshape(*x.shape[:2], -1, self.head_dim)
+            for project, k in zip((self.q_proj, self.k_proj, self.v_proj), keys, strict=False)
+        )
+        q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
+        if kv_cache is not None:
+            k, v = kv_cache = tuple(
+                jax.vmap(lambda old, new, slot: jax.lax.dynamic_update_slice(old, new, (slot, 0, 0)))(
+                    old, new.astype(old.dtype), frame.slots
+                )
+                for old, new in zip(kv_cache, (k, v), strict=True)
+            )
+        return self.o_proj(attention(q, k, v, frame.mask), None, keys[3]), kv_cache
+
+
+class Mlp(nnx.Module):
+    """SwiGLU; the router, if any, looks at the block's input and its choice serves all three projections."""
+
+    def __init__(self, declare: Declare, arch: DecoderArchitecture, adapters: AdapterFactory):
+        width, mlp = arch.width, arch.mlp_width
+        self.router = adapters.router(declare, width)
+        self.gate_proj = AdaptedLinear(declare, adapters, "gate_proj", width, mlp, ("embed", "mlp"))
+        self.up_proj = AdaptedLinear(declare, adapters, "up_proj", width, mlp, ("embed", "mlp"))
+        self.down_proj = AdaptedLinear(declare, adapters, "down_proj", mlp, width, ("mlp", "embed"))
+
+    def __call__(
+        self, x: Float[Array, "B S D"], key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "B S D"], Routing | None]:
+        routing = self.router(x) if self.router is not None else None
+        keys = _split(key, 3)
+        h = jax.nn.silu(self.gate_proj(x, routing, keys[0])) * self.up_proj(x, routing, keys[1])
+        return self.down_proj(h, routing, keys[2]), routing
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP; all parameters may carry a leading layer axis."""
+
+    def __init__(self, declare: Declare, arch: DecoderArchitecture, adapters: AdapterFactory):
+        self.attention_norm = RMSNorm(declare, arch.width, arch.norm_eps)
+        self.attention = Attention(declare, arch, adapters)
+        self.mlp_norm = RMSNorm(declare, arch.width, arch.norm_eps)
+        self.mlp = Mlp(declare, arch, adapters)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], frame: Frame, kv_cache: tuple[Array, Array] | None, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "B S D"], RouterUse | None, tuple[Array, Array] | None]:
+        attention_key, mlp_key = _split(key, 2)
+        y, kv_cache = self.attention(self.attention_norm(x), frame, kv_cache, attention_key)
+        x = constrain(x + y, "batch", "sequence", None)
+        y, routing = self.mlp(self.mlp_norm(x), mlp_key)
+        use = None if routing is None or frame.segments is None else router_use(routing, frame.segments)
+        return constrain(x + y, "batch", "sequence", None), use, kv_cache
+
+
+class Decoder(nnx.Module):
+    """Embedding, L scanned layers, final norm and head."""
+
+    def __init__(self, declare: Declare, arch: DecoderArchitecture, adapters: AdapterFactory):
+        declare = declare.of(DecoderParam)
+        self.embedding = declare((arch.vocab, arch.width), ("vocab", "embed"), normal(0.02))
+        self.layers = DecoderLayer(declare.layers(arch.layers), arch, adapters)
+        self.norm = RMSNorm(declare, arch.width, arch.norm_eps)
+        self.head = None if arch.tied_head else Linear(declare, arch.width, arch.vocab, ("embed", "vocab"))
+        self.arch = arch
+
+    def embed(self, tokens: Int[Array, "B S"], dtype: jnp.dtype) -> Float[Array, "B S D"]:
+        return jnp.take(self.embedding[...], tokens, axis=0, mode="clip").astype(dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"],
+        *,
+        segments: int = 0,
+        key: PRNGKeyArray | None = None,
+        remat: Remat = "none",
+    ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
+        """Returns the normed hidden states and, with `segments` > 0, the use of the router in each segment.
+
+        Segments are numbered from 1 in each row, 0 is padding; `segments` is the highest number possible.
+        A token sees the tokens of its own segment up to itself. `key` turns dropout on.
+        """
+        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+        mask = (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & causal
+        one_hot = jax.nn.one_hot(segment_ids - 1, segments, dtype=jnp.float32) if segments else None
+        frame = Frame(rotations(positions, self.arch), mask, one_hot, None)
+        x, use, _ = self._scan(x, frame, None, key, remat)
+        return x, use
+
+    def cached(
+        self, x: Float[Array, "B S D"], cache: Cache, lengths: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B S D"], Cache]:
+        """Continues the rows in `cache` by S tokens, of which the first `lengths` of each row are real.
+
+        What is written past a row's length is never seen and overwritten by the next call.
+        """
+        offsets = jnp.arange(x.shape[1])
+        positions = cache.length[:, None] + offsets
+        visible = jnp.arange(cache.k.shape[2])[None, None, :] <= positions[:, :, None]
+        frame = Frame(rotations(positions, self.arch), visible[:, None], None, cache.length)
+        x, _, layers = self._scan(x, frame, (cache.k, cache.v), None, "none")
+        return x, Cache(*layers, length=cache.length + lengths)
+
+    def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
+        shape = (self.arch.layers, rows, slots, self.arch.kv_heads, self.arch.head_dim)
+        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(rows, jnp.int32))
+
+    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Returns float32 logits of normed hidden states."""
+        kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=wide)
+
+    def _scan(self, x: Array, frame: Frame, kv: tuple[Array, Array] | None, key: PRNGKeyArray | None, remat: Remat):
+        graph, state = nnx.split(self.layers)
+        keys = None if key is None else jax.random.split(key, self.arch.layers)
+
+        def layer(x: Array, inputs: tuple):
+            weights, kv, key = inputs
+            x, use, kv = nnx.merge(graph, weights)(x, frame, kv, key)
+            return x, (use, kv)
+
+        if remat != "none":
+            saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+            # Inside a scan the body is compiled once, so nothing can undo the rematerialisation.
+            layer = jax.checkpoint(layer, policy=saveable, prevent_cse=False)
+        x, (use, kv) = jax.lax.scan(layer, x, (state, kv, keys))
+        return self.norm(x), use, kv
+
+
+def _split(key: PRNGKeyArray | None, count: int) -> list:
+    return [None] * count if key is None else list(jax.random.split(key, count))

@@ -1,0 +1,63 @@
+"""Layers that vision tower, projector and decoder share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mole_jax.parameters import Declare, normal, ones, zeros
+
+
+class Linear(nnx.Module):
+    """``x W + b`` in the type of `x`; W is (D_in, D_out), torch's ``weight`` transposed."""
+
+    def __init__(self, declare: Declare, d_in: int, d_out: int, axes: tuple[str, str], *, bias: bool = False):
+        self.kernel = declare((d_in, d_out), axes, normal(d_in**-0.5), decay=True)
+        self.bias = declare((d_out,), ("width",), zeros) if bias else None
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation, in float32 inside."""
+
+    def __init__(self, declare: Declare, width: int, eps: float):
+        self.scale = declare((width,), ("width",), ones)
+        self.bias = declare((width,), ("width",), zeros)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean = wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+        normal = (wide - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation, in float32 inside."""
+
+    def __init__(self, declare: Declare, width: int, eps: float):
+        self.scale = declare((width,), ("width",), ones)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
+        # The scale is applied after rounding to the activations' type, as in transformers' LlamaRMSNorm.
+        return normal.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+def attention(
+    q: Float[Array, "B S H C"],
+    k: Float[Array, "B T K C"],
+    v: Float[Array, "B T K C"],
+    mask: Bool[Array, "B 1 S T"] | None,
+) -> Float[Array, "B S H*C"]:
+    """The one entry to attention: scaled dot product, softmax in float32, grouped heads, heads joined."""
+    y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    return y.reshape(*y.shape[:2], -1)

@@ -1,0 +1,104 @@
+"""The CLIP vision transformer, as LLaVA uses it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from mole_jax.model.architecture import VisionArchitecture
+from mole_jax.model.layers import LayerNorm, Linear, attention
+from mole_jax.parameters import Declare, VisionParam, normal
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and deviation of the red, green and blue pixels CLIP was trained on, of 1 (openai/CLIP)."""
+
+
+def normalise(images: UInt8[Array, "N H W 3"], dtype: jnp.dtype) -> Float[Array, "N H W 3"]:
+    """CLIP's normalisation of 8-bit pixels."""
+    pixels = images.astype(jnp.float32) / 255
+    return ((pixels - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)).astype(dtype)
+
+
+class VisionLayer(nnx.Module):
+    """Pre-norm attention and MLP; all parameters may carry a leading layer axis."""
+
+    def __init__(self, declare: Declare, arch: VisionArchitecture):
+        width, mlp = arch.width, arch.mlp_width
+        self.norm1 = LayerNorm(declare, width, arch.norm_eps)
+        self.attention = VisionAttention(declare, arch)
+        self.norm2 = LayerNorm(declare, width, arch.norm_eps)
+        self.mlp = VisionMlp(declare, width, mlp, arch.activation)
+
+    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionAttention(nnx.Module):
+    def __init__(self, declare: Declare, arch: VisionArchitecture):
+        width = arch.width
+        self.q_proj = Linear(declare, width, width, ("embed", "heads"), bias=True)
+        self.k_proj = Linear(declare, width, width, ("embed", "heads"), bias=True)
+        self.v_proj = Linear(declare, width, width, ("embed", "heads"), bias=True)
+        self.o_proj = Linear(declare, width, width, ("heads", "embed"), bias=True)
+        self.heads = arch.heads
+
+    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        q, k, v = (
+            project(x).reshape(*x.shape[:2], self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.o_proj(attention(q, k, v, None))
+
+
+class VisionMlp(nnx.Module):
+    def __init__(self, declare: Declare, width: int, mlp: int, activation: str):
+        self.fc1 = Linear(declare, width, mlp, ("embed", "mlp"), bias=True)
+        self.fc2 = Linear(declare, mlp, width, ("mlp", "embed"), bias=True)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        h = self.fc1(x)
+        # CLIP's quick_gelu; "gelu" is the exact one, which is not JAX's default.
+        h = h * jax.nn.sigmoid(1.702 * h) if self.activation == "quick_gelu" else jax.nn.gelu(h, approximate=False)
+        return self.fc2(h)
+
+
+class VisionTower(nnx.Module):
+    """Patch and position embedding, pre-norm, L layers; `post_norm` is carried for round trips only."""
+
+    def __init__(self, declare: Declare, arch: VisionArchitecture):
+        declare = declare.of(VisionParam)
+        width, patch = arch.width, arch.patch_size
+        self.class_embedding = declare((width,), ("width",), normal(width**-0.5))
+        self.patch_embedding = declare(
+            (patch, patch, 3, width), ("patch", "patch", "channel", "embed"), normal((3 * patch**2) ** -0.5), decay=True
+        )
+        self.position_embedding = declare((arch.patches + 1, width), ("patch", "embed"), normal(0.02))
+        self.pre_norm = LayerNorm(declare, width, arch.norm_eps)
+        self.layers = VisionLayer(declare.layers(arch.layers), arch)
+        self.post_norm = LayerNorm(declare, width, arch.norm_eps)
+        self.arch = arch
+
+    def __call__(self, pixels: Float[Array, "N H W 3"], feature_layer: int) -> Float[Array, "N P+1 D"]:
+        """Returns one hidden state, class token first; as in transformers 0 is the embeddings, -1 the last layer."""
+        x = self.pre_norm(self.embed(pixels))
+        depth = feature_layer if feature_layer >= 0 else self.arch.layers + 1 + feature_layer
+        graph, state = nnx.split(self.layers)
+        needed = jax.tree.map(lambda leaf: leaf[:depth], state)
+
+        def layer(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graph, weights)(x), None
+
+        return jax.lax.scan(jax.checkpoint(layer), x, needed)[0]
+
+    def embed(self, pixels: Float[Array, "N H W 3"]) -> Float[Array, "N P+1 D"]:
+        patch, side = self.arch.patch_size, self.arch.image_size // self.arch.patch_size
+        dtype = pixels.dtype
+        grid = pixels[:, : side * patch, : side * patch].reshape(-1, side, patch, side, patch, 3)
+        patches = jnp.einsum("nhpwqc,pqcd->nhwd", grid, self.patch_embedding[...].astype(dtype))
+        tokens = patches.reshape(pixels.shape[0], side * side, -1)
+        first = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (tokens.shape[0], 1, tokens.shape[-1]))
+        return jnp.concatenate([first, tokens], axis=1) + self.position_embedding[...].astype(dtype)

@@ -1,0 +1,138 @@
+"""How a parameter is declared: once, with its shape, its axes, its group and its first value.
+
+From the declaration follow the abstract tree, the shardings (`mole_jax.parallel.sharding`), the
+partition into trainable and frozen, the learning-rate group and weight decay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Tree = dict[str, Any]
+"""Nested dict of arrays (or of anything that belongs to an array), keyed by attribute names."""
+
+
+class Parameter(nnx.Param):
+    """An array with named axes; its subclass is its group."""
+
+
+class AdapterParam(Parameter):
+    """LoRA and expert matrices."""
+
+
+class RouterParam(Parameter):
+    """Routers of the expert mixtures."""
+
+
+class ProjectorParam(Parameter):
+    """Projector and image start/end vectors."""
+
+
+class VisionParam(Parameter):
+    """The vision tower."""
+
+
+class DecoderParam(Parameter):
+    """The language model without its adapters."""
+
+
+GROUPS: Mapping[str, type[Parameter]] = {
+    "adapters": AdapterParam,
+    "router": RouterParam,
+    "projector": ProjectorParam,
+    "vision": VisionParam,
+    "decoder": DecoderParam,
+}
+
+Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.ones(shape, jnp.float32)
+
+
+def normal(std: float) -> Initializer:
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
+
+
+def kaiming_uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Kaiming-uniform with a = sqrt(5), torch's default for linear layers; fan-in is ``shape[-2]``."""
+    bound = 1 / math.sqrt(shape[-2])
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class Declare:
+    """Declares the parameters of one module.
+
+    `stack` is the leading shape shared by all of them, with axis names `stack_axes`: stacked layers are
+    declared in one array and a module inside `jax.lax.scan` sees its own slice.
+    """
+
+    kind: type[Parameter]
+    rngs: nnx.Rngs
+    stack: tuple[int, ...] = ()
+    stack_axes: tuple[str, ...] = ()
+
+    def __call__(
+        self, shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer, *, decay: bool = False
+    ) -> Parameter:
+        """Returns a float32 parameter of shape ``stack + shape``; `decay`: weight decay applies to it."""
+        assert len(shape) == len(axes)
+        value = init(self.rngs.params(), self.stack + shape)
+        return self.kind(value, axes=self.stack_axes + axes, decay=decay)
+
+    def layers(self, count: int) -> Declare:
+        return dataclasses.replace(self, stack=(count, *self.stack), stack_axes=("layers", *self.stack_axes))
+
+    def of(self, kind: type[Parameter]) -> Declare:
+        return dataclasses.replace(self, kind=kind)
+
+
+def group_of(variable: nnx.Variable) -> str:
+    """Returns the group name of a declared parameter."""
+    return next(name for name, kind in GROUPS.items() if isinstance(variable, kind))
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Returns ``{"a/b/c": leaf}`` in sorted order."""
+    return {
+        "/".join(str(entry.key) for entry in path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))[0]
+    }
+
+
+def unflatten(leaves: Mapping[str, Any]) -> Tree:
+    """Inverse of `flatten`."""
+    tree: Tree = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def declared(model: nnx.Module) -> dict[str, Parameter]:
+    """Returns every parameter of `model` by path, in sorted order."""
+    return {"/".join(map(str, path)): variable for path, variable in sorted(nnx.to_flat_state(nnx.state(model)))}
+
+
+def cut(leaves: Mapping[str, Any], declarations: Mapping[str, Parameter], groups: Iterable[str]) -> tuple[Tree, Tree]:
+    """Cuts `leaves` (by path) into (trainable, frozen) by the group of each parameter."""
+    chosen = set(groups)
+    trainable = {path: leaf for path, leaf in leaves.items() if group_of(declarations[path]) in chosen}
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in trainable}
+    return unflatten(trainable), unflatten(frozen)

@@ -1,0 +1,27 @@
+"""``python -m mole_jax.train``: finetune, pretrain the projector, or train plain LoRA, as the config says."""
+
+from __future__ import annotations
+
+import argparse
+
+from mole_jax import cli
+from mole_jax.errors import run_door
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workdir", required=True, help="folder of the run (a path or gs://…); the same command run again resumes"
+    )
+
+
+def main() -> None:
+    config, flags = cli.parse("train", "Finetune a LLaVA on a mixture of domains.", extra=_flags)
+    # Heavy imports wait until the command line is known to be right; data workers do without them.
+    from mole_jax.training.loop import train
+    from mole_jax.weights.run import absolute
+
+    train(config, absolute(flags.workdir))
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,136 @@
+"""The training loop, from top to bottom."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+from etils import epath
+
+from mole_jax.config import Config
+from mole_jax.errors import UserError
+from mole_jax.evaluation import report
+from mole_jax.evaluation.runner import Evaluator, result_file
+from mole_jax.parallel.sharding import put_batch
+from mole_jax.training.checkpoint import Checkpointer
+from mole_jax.training.prefetch import Prefetch
+from mole_jax.training.setup import Run, set_up
+from mole_jax.training.state import format_table, trainable_table
+from mole_jax.training.step import TrainState
+from mole_jax.training.step_log import StepLog
+from mole_jax.training.telemetry import MetricsWriter, Progress
+
+TERMINATED = 143
+"""Exit status after a SIGTERM that was answered by saving (128 + 15, as a shell would say)."""
+
+
+def train(config: Config, workdir: epath.Path) -> None:
+    """Trains to the end, or from the newest checkpoint of `workdir` to the end.
+
+    Raises:
+        UserError: config, data, base, mesh or workdir do not fit; or too many steps in a row gave NaN or Inf.
+        SystemExit: with status 143 after a SIGTERM, once the state is saved.
+    """
+    run = set_up(config, workdir)
+    checkpointer = Checkpointer(workdir, config.checkpoint)
+    state, start = run.state, checkpointer.latest() or 0
+    if start:
+        state, position = checkpointer.restore(start, state)
+        run.mixture.set_state(position)
+    progress = Progress(run.total_steps, start)
+    introduce(run, start, progress)
+    if start == 0 and config.evaluation.at_start:
+        evaluate(run, 0, state, progress, generate=config.evaluation.generate)
+
+    with MetricsWriter(workdir, resume_step=start) as writer, Prefetch(run.mixture) as batches, sigterm() as terminated:
+        log = StepLog(run, writer, progress)
+        for step in range(start + 1, run.total_steps + 1):
+            with log.waiting_for_data():
+                batch, position, drawn = next(batches)
+            arrays = put_batch(batch.arrays(), run.mesh)
+            with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
+                state, output = run.step(state, run.frozen, arrays)
+            log.add(step, batch, output)
+            held_out = None
+            if config.evaluation.every and step % config.evaluation.every == 0 and step < run.total_steps:
+                held_out = evaluate(run, step, state, progress, generate=False)
+            stop = bool(terminated) or log.too_many_bad_steps
+            if stop or step % config.checkpoint.every == 0 or step == run.total_steps:
+                log.flush()
+                checkpointer.save(step, state, position, run.meta, held_out)
+                if jax.process_index() == 0:
+                    (workdir / "data_report.json").write_text(json.dumps(drawn, indent=1))
+            if stop:
+                break
+    checkpointer.close()
+
+    if log.too_many_bad_steps:
+        raise UserError(
+            f"{config.train.max_bad_steps} steps in a row up to step {step} gave a NaN or Inf loss or gradient "
+            f"(records in {workdir / 'bad_steps.jsonl'}); look at them, lower optimizer.learning_rate or set "
+            "model.compute_dtype to float32"
+        )
+    if terminated:
+        print(f"stopped by SIGTERM at step {step}; the same command resumes from there", file=sys.stderr)
+        sys.exit(TERMINATED)
+    finish(run, state, progress)
+
+
+def introduce(run: Run, start: int, progress: Progress) -> None:
+    """Says what is about to happen: what trains, on what, from where."""
+    trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    frozen = sum(leaf.size for leaf in jax.tree.leaves(run.frozen))
+    config, shape = run.config, ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    adapter = config.adapter
+    kind = {"none": "no adapters", "lora": f"LoRA r={adapter.rank}"}.get(
+        adapter.kind, f"MoLE E={adapter.experts} r={adapter.rank}, router gradient {adapter.router_gradient}"
+    )
+    progress.say(format_table(trainable_table(run.spec.declarations, config.train.trainable)))
+    progress.say(f"{config.name}: {kind}; {trained:,} trainable and {frozen:,} frozen numbers")
+    progress.say(
+        f"{run.mesh.devices.size} x {run.mesh.devices.flat[0].device_kind} ({shape}); "
+        f"{run.total_steps} steps of {config.train.batch_rows} rows x {config.data.sequence_length} tokens; "
+        f"{'from step ' + str(start) if start else 'a new run'} in {run.workdir}"
+    )
+
+
+def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, generate: bool) -> float | None:
+    """Evaluates the state after `step` unless that is done; returns the mean held-out loss over tasks."""
+    config = run.config
+    if not config.evaluation.tasks:
+        return None
+    file = result_file(run.workdir, step)
+    if file.exists():
+        result = json.loads(file.read_text())
+    else:
+        evaluator = Evaluator(config, run.spec.arch, run.spec.graph, run.mesh, run.tokenizer, run.evaluation_step)
+        result = evaluator.run(run.workdir, step, state.params, run.frozen, generate=generate)
+    for name, task in result["tasks"].items():
+        score = "" if task["score"] is None else f", {task['metric']} {100 * task['score']:.1f} %"
+        progress.say(f"step {step}: {name}: held-out loss {task['loss']:.3f}{score}")
+    return sum(task["loss"] for task in result["tasks"].values()) / len(result["tasks"])
+
+
+def finish(run: Run, state: TrainState, progress: Progress) -> None:
+    """Evaluates the trained model and writes the report."""
+    evaluate(run, run.total_steps, state, progress, generate=run.config.evaluation.generate)
+    progress.close()
+    if jax.process_index() == 0:
+        page = report.write_report(run.workdir)
+        print(report.summary_table(run.workdir))
+        print(f"report: {page}")
+
+
+@contextmanager
+def sigterm() -> Iterator[list[int]]:
+    """Yields a list that a SIGTERM makes non-empty, so that the loop can save and leave."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGTERM, before)

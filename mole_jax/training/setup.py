@@ -1,0 +1,209 @@
+"""Everything a run needs, opened and checked before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+
+from mole_jax import config_json
+from mole_jax.config import Config
+from mole_jax.data.mixture import Mixture
+from mole_jax.data.tokenizer import Tokenizer
+from mole_jax.errors import UserError
+from mole_jax.parallel.mesh import make_mesh
+from mole_jax.parallel.sharding import check_rows, replicated
+from mole_jax.parameters import Tree, cut
+from mole_jax.training.optimizer import direction, schedule
+from mole_jax.training.state import ModelSpec, place, trainable_table
+from mole_jax.training.step import StepMaker, TrainState
+from mole_jax.weights.run import Meta
+from mole_jax.weights.source import locate, open_base, tokenizer_path
+
+CHANGEABLE = ("name", "mesh", "checkpoint", "data.workers", "train.log_every", "train.max_bad_steps", "model.remat")
+"""Config fields that may differ when a run is resumed: they change how it runs, not what it computes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run, ready to step."""
+
+    config: Config
+    workdir: epath.Path
+    mesh: jax.sharding.Mesh
+    spec: ModelSpec
+    meta: Meta
+    tokenizer: Tokenizer
+    mixture: Mixture
+    total_steps: int
+    frozen: Tree
+    state: TrainState
+    """At step 0. Donated by the first step."""
+    step: Callable[[TrainState, Tree, Mapping[str, Any]], tuple[TrainState, dict[str, Any]]]
+    evaluation_step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
+
+
+def set_up(config: Config, workdir: epath.Path) -> Run:
+    """Opens base, tokenizer and data, places the model on the mesh and compiles nothing yet.
+
+    Raises:
+        UserError: whatever of config, data, base, mesh or workdir does not fit.
+    """
+    mesh = make_mesh(config.mesh)
+    check_rows(config.train.batch_rows, config.train.accumulation, mesh)
+    claim(workdir, config)
+    source = open_base(config.model, config.seed)
+    arch = source.architecture
+    tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
+    check_vocabulary(tokenizer, arch.decoder.vocab, arch.image_token_id)
+    mixture = Mixture.build(
+        config.data,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        image_size=arch.vision.image_size,
+        image_span=arch.image_span,
+        image_token_id=arch.image_token_id,
+        rows=config.train.batch_rows // jax.process_count(),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    total_steps = count_steps(config, mixture, workdir)
+    spec = ModelSpec.of(arch, config.adapter)
+    leaves = place(spec, source, mesh, config.train.trainable, config.model.frozen_dtype, config.seed)
+    trainable, frozen = cut(leaves, spec.declarations, config.train.trainable)
+    maker, state = prepare(config, spec, mesh, trainable, total_steps)
+    meta = Meta(
+        architecture=arch,
+        adapter=config.adapter,
+        prompt=config.data.prompt,
+        image_aspect=config.data.image_aspect,
+        base=None if config.model.base is None else locate(config.model.base),
+        base_hash=source.content_hash(),
+        seed=config.seed,
+    )
+    if jax.process_index() == 0:
+        tokenizer.save(workdir)
+        rows = trainable_table(spec.declarations, config.train.trainable)
+        (workdir / "trainable.json").write_text(json.dumps(rows, indent=1))
+    return Run(
+        config,
+        workdir,
+        mesh,
+        spec,
+        meta,
+        tokenizer,
+        mixture,
+        total_steps,
+        frozen,
+        state,
+        compiled_step(maker, state, mesh),
+        jax.jit(maker.evaluation_step, out_shardings=replicated(mesh)),
+    )
+
+
+def prepare(
+    config: Config, spec: ModelSpec, mesh: jax.sharding.Mesh, trainable: Tree, total_steps: int
+) -> tuple[StepMaker, TrainState]:
+    """Returns the step's maker and the state at step 0; where `trainable` is abstract, so is the state.
+
+    The optimizer's moments lie where their parameters lie.
+    """
+    change = direction(config.optimizer, spec.declarations)
+    domains = len(config.data.domains)
+    factor = schedule(config.optimizer, total_steps)
+    maker = StepMaker(config, spec.graph, spec.declarations, change, factor, domains)
+    everywhere = replicated(mesh)
+    moments = optax.tree.map_params(
+        change,
+        lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
+        jax.eval_shape(change.init, trainable),
+        trainable,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+    )
+    zero = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    if isinstance(jax.tree.leaves(trainable)[0], jax.ShapeDtypeStruct):
+        return maker, TrainState(zero, zero, trainable, moments)
+    moments = jax.jit(change.init, out_shardings=shardings_of(moments))(trainable)
+    step, applied = (jax.device_put(jnp.zeros((), jnp.int32), everywhere) for _ in range(2))
+    return maker, TrainState(step, applied, trainable, moments)
+
+
+def shardings_of(tree: Any) -> Any:
+    """Returns the sharding of every array of `tree`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def compiled_step(maker: StepMaker, state: TrainState, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """Returns the jitted training step; it donates the state it is given."""
+    # Without out_shardings donation silently does not happen on a mesh.
+    return jax.jit(maker.train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
+
+
+def claim(workdir: epath.Path, config: Config) -> None:
+    """Writes config.json into a fresh workdir; in one that holds a run, checks that it is the same run.
+
+    Raises:
+        UserError: the workdir holds a run of another config; the message names the first field that differs.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            file.write_text(json.dumps(config_json.to_json(config), indent=1))
+        return
+    before, now = _dotted(json.loads(file.read_text())), _dotted(config_json.to_json(config))
+    for field in sorted(before.keys() | now.keys()):
+        if before.get(field) != now.get(field) and not any((field + ".").startswith(f"{c}.") for c in CHANGEABLE):
+            raise UserError(
+                f"{file}: holds a run whose {field} is {before.get(field)!r}, the config has {now.get(field)!r}; "
+                "put it back to resume that run, or choose another --workdir"
+            )
+
+
+def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens dicts and lists: {"data.domains.0.name": …}."""
+    if not isinstance(value, dict | list):
+        return {prefix: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    dot = prefix and prefix + "."
+    return {path: leaf for name, one in items for path, leaf in _dotted(one, f"{dot}{name}").items()}
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab: int, image_token_id: int) -> None:
+    """Raises `UserError` if the tokenizer's ids do not fit the model's embedding or collide with the image token."""
+    if tokenizer.vocab_size > vocab:
+        raise UserError(
+            f"config: model.tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {vocab}; "
+            "use the tokenizer that belongs to the checkpoint"
+        )
+
+
+def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
+    """Returns the steps of the run; epochs are packed once to be counted, and the count is kept in the workdir.
+
+    Raises:
+        UserError: the epochs do not fill a single batch.
+    """
+    if config.train.steps is not None:
+        return config.train.steps
+    epochs = float(config.train.epochs or 0)
+    file = workdir / "epoch.json"
+    if file.exists():
+        rows = json.loads(file.read_text())["rows"]
+    else:
+        rows = mixture.count_rows(epochs) * jax.process_count()
+        if jax.process_index() == 0:
+            file.write_text(json.dumps({"epochs": epochs, "rows": rows}))
+    steps = rows // config.train.batch_rows
+    if steps == 0:
+        raise UserError(
+            f"config: train.epochs {epochs} makes {rows} rows, fewer than train.batch_rows {config.train.batch_rows}; "
+            "raise the epochs or lower the batch"
+        )
+    return steps

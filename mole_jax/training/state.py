@@ -1,0 +1,96 @@
+"""The model of a run, placed on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mole_jax.adapters.build import Adapters
+from mole_jax.config import AdapterConfig
+from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.model.llava import Llava
+from mole_jax.parallel.sharding import parameter_sharding
+from mole_jax.parameters import Parameter, declared, group_of
+from mole_jax.weights.source import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model without its arrays: what to make and what every array is called."""
+
+    arch: LlavaArchitecture
+    adapter: AdapterConfig
+    graph: nnx.GraphDef
+    declarations: Mapping[str, Parameter]
+
+    @classmethod
+    def of(cls, arch: LlavaArchitecture, adapter: AdapterConfig) -> ModelSpec:
+        model = nnx.eval_shape(lambda: Llava(arch, Adapters(adapter), nnx.Rngs(0)))
+        return cls(arch, adapter, nnx.graphdef(model), declared(model))
+
+    def abstract(
+        self, mesh: jax.sharding.Mesh, trainable: Collection[str], frozen_dtype: str
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shape, type and sharding of every array; groups in `trainable` are float32.
+
+        Raises:
+            UserError: the mesh does not divide a parameter.
+        """
+
+        def leaf(path: str, parameter: Parameter) -> jax.ShapeDtypeStruct:
+            dtype = jnp.float32 if group_of(parameter) in trainable else jnp.dtype(frozen_dtype)
+            return jax.ShapeDtypeStruct(parameter.shape, dtype, sharding=parameter_sharding(path, parameter, mesh))
+
+        return {path: leaf(path, parameter) for path, parameter in self.declarations.items()}
+
+    def initial(self, abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:
+        """Makes these arrays from the seed, each on its devices; the values do not depend on the mesh."""
+        if not abstract:
+            return {}
+
+        def make() -> dict[str, jax.Array]:
+            model = Llava(self.arch, Adapters(self.adapter), nnx.Rngs(seed))
+            leaves = declared(model)
+            return {path: leaves[path][...].astype(leaf.dtype) for path, leaf in abstract.items()}
+
+        return jax.jit(make, out_shardings={path: leaf.sharding for path, leaf in abstract.items()})()
+
+
+def place(
+    spec: ModelSpec, source: Source, mesh: jax.sharding.Mesh, trainable: Collection[str], frozen_dtype: str, seed: int
+) -> dict[str, jax.Array]:
+    """Loads what `source` has straight into its shardings and makes the rest from the seed."""
+    abstract = spec.abstract(mesh, trainable, frozen_dtype)
+    loaded = source.load(abstract)
+    made = spec.initial({path: leaf for path, leaf in abstract.items() if path not in loaded}, seed)
+    return {path: (loaded | made)[path] for path in abstract}
+
+
+def trainable_table(declarations: Mapping[str, Parameter], trainable: Collection[str]) -> list[dict[str, str | int]]:
+    """Returns a row per kind of parameter: its group, its name with the layers joined, its shape and its size."""
+    return [
+        {
+            "group": group_of(parameter),
+            "parameter": path,
+            "shape": " x ".join(map(str, parameter.shape)),
+            "numbers": parameter.size,
+        }
+        for path, parameter in declarations.items()
+        if group_of(parameter) in trainable
+    ]
+
+
+def format_table(rows: list[dict[str, str | int]]) -> str:
+    """Returns the rows of `trainable_table` as aligned text, with the sum."""
+    total = sum(int(row["numbers"]) for row in rows)
+    lines = [("trains", "parameter", "shape", "numbers")]
+    lines += [(str(row["group"]), str(row["parameter"]), str(row["shape"]), f"{row['numbers']:,}") for row in rows]
+    lines.append(("", "all", "", f"{total:,}"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in lines
+    )

@@ -1,0 +1,153 @@
+"""The training step and the evaluation step: pure functions of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mole_jax.adapters.balance import RouterUse, balance_loss_sum
+from mole_jax.config import Config
+from mole_jax.model.llava import Llava
+from mole_jax.parallel.sharding import constrain
+from mole_jax.parameters import Parameter, Tree
+from mole_jax.training.loss import token_losses
+from mole_jax.training.optimizer import Schedule, scale_by_group
+
+Arrays = dict[str, Array]
+"""The device arrays of a `mole_jax.data.batch.Batch`, by field name."""
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: Int[Array, ""]
+    """Batches seen."""
+    applied: Int[Array, ""]
+    """Updates applied; the learning rate follows this. Lags `step` where a batch gave NaN or Inf."""
+    params: Tree
+    """Trainable parameters, float32."""
+    moments: Any
+    """Optimizer state."""
+
+
+class Sums(NamedTuple):
+    """What the pieces of a batch add up."""
+
+    losses: Float[Array, " domains"]
+    """Negative log-likelihood of the supervised tokens of each domain, in nats."""
+    tokens: Float[Array, " domains"]
+    """Supervised tokens of each domain."""
+    balance: Float[Array, ""]
+    """Balance loss summed over segments."""
+    entropy: Float[Array, ""]
+    """Router entropy summed over tokens, mean over layers, in nats."""
+    use: Float[Array, "domains L E"]
+    """Tokens of each domain that each layer sent to each expert."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMaker:
+    """What a compiled step is made of; the methods are jitted by the caller."""
+
+    config: Config
+    graph: nnx.GraphDef
+    declarations: Mapping[str, Parameter]
+    direction: optax.GradientTransformation
+    factor: Schedule
+    domains: int
+
+    def train_step(self, state: TrainState, frozen: Tree, batch: Arrays) -> tuple[TrainState, dict[str, Array]]:
+        """Applies one update; leaves parameters and moments as they are if loss or gradient is not finite."""
+        config = self.config
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        # Of the whole batch, so that its pieces add up to the gradient of the undivided batch.
+        tokens = jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
+        segments = jnp.maximum(batch["segment_ids"].max(axis=1).sum(), 1).astype(jnp.float32)
+
+        def objective(params: Tree, piece: Arrays, key: Array) -> tuple[Array, Sums]:
+            sums = self.sums(nnx.merge(self.graph, params, frozen), piece, key)
+            balance = config.adapter.balance_weight * sums.balance / segments
+            return sums.losses.sum() / tokens + balance, sums
+
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (total, sums), grads = self.accumulate(gradient, state.params, batch, key)
+        norm = optax.global_norm(grads)
+        updates, moments = self.direction.update(grads, state.moments, state.params)
+        updates = scale_by_group(updates, self.factor(state.applied), config.optimizer, self.declarations)
+        fine = jnp.isfinite(total) & jnp.isfinite(norm)
+        params, moments = jax.tree.map(
+            lambda new, old: jnp.where(fine, new, old),
+            (optax.apply_updates(state.params, updates), moments),
+            (state.params, state.moments),
+        )
+        metrics = {
+            "finite": fine,
+            "total_loss": total,
+            "balance_loss": sums.balance / segments,
+            "grad_norm": norm,
+            "learning_rate": self.factor(state.applied) * config.optimizer.learning_rate,
+            "sums": sums,
+        }
+        return TrainState(state.step + 1, state.applied + fine, params, moments), metrics
+
+    def accumulate(self, gradient, params: Tree, batch: Arrays, key: Array):
+        """Sums objective, `Sums` and gradients over the pieces of the batch, one piece at a time."""
+        pieces = self.config.train.accumulation
+        if pieces == 1:
+            return gradient(params, batch, key)
+
+        def cut(x: Array) -> Array:
+            # Row i goes to piece i mod pieces, so that every device keeps its own rows.
+            return constrain(jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), None, "batch")
+
+        def add(total, piece_and_key):
+            return jax.tree.map(jnp.add, total, gradient(params, *piece_and_key)), None
+
+        cuts, keys = jax.tree.map(cut, batch), jax.random.split(key, pieces)
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, start, (cuts, keys))[0]
+
+    def sums(self, model: Llava, batch: Arrays, key: Array | None) -> Sums:
+        """Runs the model on (a piece of) a batch; `key` turns dropout on."""
+        config, domains = self.config, self.domains
+        hidden, use = model.hidden(
+            batch["tokens"],
+            batch["images"],
+            batch["positions"],
+            batch["segment_ids"],
+            dtype=jnp.dtype(config.model.compute_dtype),
+            segments=config.data.examples_per_row,
+            key=key,
+            remat=config.model.remat,
+        )
+        mask = batch["loss_mask"].astype(jnp.float32)
+        # Masked rather than multiplied: a NaN at an unsupervised position must not reach the sum.
+        losses = jnp.where(mask > 0, token_losses(model.decoder, hidden, batch["targets"]), 0.0)
+        of_domain = jax.nn.one_hot(batch["domain_ids"], domains)
+        by_domain = jnp.einsum("bs,bsm->m", losses, of_domain), jnp.einsum("bs,bsm->m", mask, of_domain)
+        if use is None:
+            return Sums(*by_domain, jnp.zeros(()), jnp.zeros(()), jnp.zeros((domains, 0, 0)))
+        return Sums(
+            *by_domain,
+            balance=balance_loss_sum(use, config.adapter.balance_loss),
+            entropy=use.entropy.sum() / use.entropy.shape[0],
+            use=self.use_by_domain(use, batch),
+        )
+
+    def use_by_domain(self, use: RouterUse, batch: Arrays) -> Float[Array, "domains L E"]:
+        segments = jax.nn.one_hot(batch["segment_ids"] - 1, use.choices.shape[2])
+        # All tokens of a segment are of one domain, so the largest id is that of the segment.
+        ids = jnp.max(segments * batch["domain_ids"][..., None], axis=1).astype(jnp.int32)
+        return jnp.einsum("lbke,bkm->mle", use.choices, jax.nn.one_hot(ids, self.domains))
+
+    def evaluation_step(self, params: Tree, frozen: Tree, batch: Arrays) -> Sums:
+        """Returns the sums of a held-out batch: no dropout, nothing changed."""
+        return self.sums(nnx.merge(self.graph, params, frozen), batch, None)

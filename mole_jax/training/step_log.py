@@ -1,0 +1,92 @@
+"""What the host learns of each step, one step late so that the device never waits for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from mole_jax.data.batch import Batch
+from mole_jax.parallel.devices import peak_flops
+from mole_jax.training.flops import step_flops
+from mole_jax.training.setup import Run
+from mole_jax.training.summary import speed_metrics, step_metrics
+from mole_jax.training.telemetry import MetricsWriter, Progress
+
+
+class StepLog:
+    """Reads each step's metrics when the next one is under way; reports steps that were not applied."""
+
+    def __init__(self, run: Run, writer: MetricsWriter, progress: Progress):
+        self._run, self._writer, self._progress = run, writer, progress
+        self._domains = [domain.name for domain in run.config.data.domains]
+        self._flops = step_flops(run.config, run.spec.arch, run.spec.declarations, run.config.train.trainable)
+        self._peak = peak_flops(run.mesh.devices.flat[0])
+        self._pending: tuple[int, Batch, Mapping[str, Any]] | None = None
+        self._bad_in_a_row = 0
+        self._since, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
+
+    @property
+    def too_many_bad_steps(self) -> bool:
+        return self._bad_in_a_row >= self._run.config.train.max_bad_steps
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def add(self, step: int, batch: Batch, output: Mapping[str, Any]) -> None:
+        """Takes the output of a step just dispatched and reads that of the one before."""
+        self.flush()
+        self._pending = step, batch, output
+
+    def flush(self) -> None:
+        """Waits for the step that is pending, if there is one, and records it."""
+        if self._pending is None:
+            return
+        step, batch, output = self._pending
+        self._pending = None
+        host = jax.device_get(output)
+        self._steps += 1
+        self._tokens += int(np.count_nonzero(batch.segment_ids)) * jax.process_count()
+        self._bad_in_a_row = 0 if host["finite"] else self._bad_in_a_row + 1
+        if not host["finite"]:
+            self._report_bad(step, batch, host)
+        if step % self._run.config.train.log_every and step != self._run.total_steps:
+            return
+        now = time.perf_counter()
+        metrics = step_metrics(host, self._domains) | speed_metrics(
+            seconds=now - self._since,
+            steps=self._steps,
+            waited=self._waited,
+            tokens=self._tokens,
+            flops=self._flops,
+            peak_flops=self._peak,
+            devices=self._run.mesh.devices.size,
+        )
+        self._since, self._waited, self._tokens, self._steps = now, 0.0, 0, 0
+        if jax.process_index() == 0:
+            self._writer.write(step, metrics)
+            self._progress.update(step, metrics)
+
+    def _report_bad(self, step: int, batch: Batch, host: Mapping[str, Any]) -> None:
+        records = [record for row in batch.record_ids for record in row]
+        self._progress.say(
+            f"step {step}: loss {host['total_loss']} or gradient norm {host['grad_norm']} is not finite; not applied "
+            f"({self._bad_in_a_row} in a row). Records: {', '.join(records[:8])}{' …' if len(records) > 8 else ''}"
+        )
+        event = {
+            "step": step,
+            "loss": str(host["total_loss"]),
+            "grad_norm": str(host["grad_norm"]),
+            "records": records,
+        }
+        file = self._run.workdir / f"bad_steps{jax.process_index() or ''}.jsonl"
+        before = file.read_text() if file.exists() else ""
+        file.write_text(before + json.dumps(event) + "\n")

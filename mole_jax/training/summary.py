@@ -1,0 +1,63 @@
+"""From the arrays that a step returns to the numbers that a run writes down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mole_jax.training.step import Sums
+
+
+def step_metrics(step_output: Mapping[str, Any], domains: Sequence[str]) -> dict[str, float]:
+    """Names the metrics of one step; `step_output` is on the host.
+
+    A domain without a supervised token in the batch has no ``loss/<domain>``. ``router/use/<domain>/expert<e>``
+    is the share of the domain's tokens sent to the expert, averaged over layers; ``router/max_share`` is
+    the largest share that one expert has in any layer, 1 where a layer has collapsed.
+    """
+    sums: Sums = step_output["sums"]
+    losses, tokens = np.asarray(sums.losses, np.float64), np.asarray(sums.tokens, np.float64)
+    metrics = {"loss": float(losses.sum() / max(tokens.sum(), 1))}
+    metrics |= {
+        f"loss/{name}": float(loss / count) for name, loss, count in zip(domains, losses, tokens, strict=True) if count
+    }
+    metrics |= {name: float(step_output[name]) for name in ("balance_loss", "grad_norm", "learning_rate")}
+    metrics["supervised_tokens"] = float(tokens.sum())
+    use = np.asarray(sums.use, np.float64)
+    if not use.size or not use.sum():
+        return metrics
+    routed = use[:, 0].sum()
+    metrics["router/entropy"] = float(sums.entropy) / routed
+    metrics["router/max_share"] = float((use.sum(axis=0) / use.sum(axis=(0, 2))[:, None]).max())
+    for name, of_domain in zip(domains, use, strict=True):
+        if of_domain.sum():
+            shares = (of_domain / of_domain.sum(axis=-1, keepdims=True)).mean(axis=0)
+            metrics |= {f"router/use/{name}/expert{e}": float(share) for e, share in enumerate(shares)}
+    return metrics
+
+
+def speed_metrics(
+    *,
+    seconds: float,
+    steps: int,
+    waited: float,
+    tokens: float,
+    flops: float,
+    peak_flops: float | None,
+    devices: int,
+) -> dict[str, float]:
+    """Returns speed over the last `steps`, which took `seconds`: non-padding tokens, the share spent waiting for data, and MFU.
+
+    MFU is model FLOPs (recomputation not counted) over the chips' bfloat16 peak; left out where none is published.
+    """
+    metrics = {
+        "tokens_per_second": tokens / seconds,
+        "step_seconds": seconds / steps,
+        "data_wait_fraction": min(1.0, waited / seconds),
+    }
+    if peak_flops is not None and math.isfinite(peak_flops):
+        metrics["mfu"] = flops * steps / seconds / (peak_flops * devices)
+    return metrics

@@ -1,0 +1,178 @@
+"""What a run writes down of every step: metrics.jsonl, TensorBoard events and a line on the screen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from etils import epath
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+REMOTE_FLUSH_SECONDS = 30.0
+"""Seconds between uploads where a file cannot be appended to."""
+_DOMAIN_LETTERS = 8
+
+
+class MetricsWriter:
+    """Appends one JSON object per step to `workdir/metrics.jsonl` and the numbers to TensorBoard.
+
+    With `resume_step`, lines of later steps are cut first (None: all lines), so that the file of a resumed
+    run has the steps of one that never stopped. On a local disk each line is there when `write` returns;
+    object stores have no append, so there the file is written whole every half minute and on `close`.
+    Use as a context manager, on one process of a run.
+    """
+
+    def __init__(self, workdir: os.PathLike[str] | str, resume_step: int | None):
+        self._path = epath.Path(workdir) / METRICS_FILE
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = _lines_up_to(self._path, resume_step)
+        self._remote = "://" in os.fspath(self._path)
+        self._lines = kept if self._remote else []
+        self._uploaded = time.monotonic()
+        _replace(self._path, kept, self._remote)
+        self._file: TextIO | None = None if self._remote else open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+        # Events of steps that will be taken again are hidden by TensorBoard from this step on.
+        self._events = SummaryWriter(
+            os.fspath(epath.Path(workdir) / TENSORBOARD_FOLDER),
+            purge_step=0 if resume_step is None else resume_step + 1,
+            write_to_disk=True,
+        )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Records the `metrics` of `step`: numbers, zero-dimensional arrays, or strings (not for TensorBoard).
+
+        A NaN or an infinity becomes null in the JSON, which has no word for them.
+        """
+        record: dict[str, Any] = {"step": int(step)}
+        for name, value in metrics.items():
+            if name == "step":
+                continue
+            plain = _plain(value)
+            record[name] = None if isinstance(plain, float) and not math.isfinite(plain) else plain
+            if isinstance(plain, (int, float)):
+                self._events.add_scalar(name, plain, step)
+        line = json.dumps(record) + "\n"
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._uploaded > REMOTE_FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes all that was written visible to readers."""
+        if self._remote:
+            _replace(self._path, self._lines, remote=True)
+            self._uploaded = time.monotonic()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and lets go of the files."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(workdir: os.PathLike[str] | str) -> list[dict[str, Any]]:
+    """The objects of `workdir/metrics.jsonl` in order; a last line cut short by a crash is left out."""
+    return [json.loads(line) for line in _lines_up_to(epath.Path(workdir) / METRICS_FILE, math.inf)]
+
+
+def _lines_up_to(path: epath.Path, step: float | None) -> list[str]:
+    """Whole lines of steps up to `step`, each with its line break."""
+    if step is None or not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break  # the process died while writing it
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    return kept
+
+
+def _replace(path: epath.Path, lines: list[str], remote: bool) -> None:
+    """Writes the file whole, in one move on a local disk, so that a crash leaves the old one or the new one."""
+    if remote:
+        path.write_text("".join(lines))
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(lines))
+    partial.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    """A Python number of a NumPy or JAX scalar; anything else as it is."""
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    return value.item()
+
+
+class Progress:
+    """Steps, losses and speed on stderr: a bar on a terminal, a plain line every so often elsewhere.
+
+    `total` and `start` are steps; `every_seconds` is the least time between two plain lines.
+    """
+
+    def __init__(self, total: int, start: int = 0, *, every_seconds: float = 10.0, stream: TextIO | None = None):
+        self._stream = stream if stream is not None else sys.stderr
+        self._total, self._every, self._last = total, every_seconds, -math.inf
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=self._stream)
+
+    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Shows that `step` is done, with the `metrics` that `MetricsWriter.write` takes."""
+        text = describe(metrics)
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last >= self._every or step >= self._total:
+            self._last = now
+            print(f"step {step}/{self._total}  {text}", file=self._stream, flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            tqdm.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def describe(metrics: Mapping[str, Any]) -> str:
+    """One short line: loss, the loss of each domain (its name cut short), tokens per second."""
+    shown = []
+    if metrics.get("loss") is not None:
+        shown.append(f"loss {_plain(metrics['loss']):.3f}")
+    losses = {name.removeprefix("loss/"): _plain(value) for name, value in metrics.items() if name.startswith("loss/")}
+    present = [(name, value) for name, value in losses.items() if value is not None and math.isfinite(value)]
+    if present:
+        shown.append(f"({' '.join(f'{name[:_DOMAIN_LETTERS]} {value:.2f}' for name, value in present)})")
+    if metrics.get("tokens_per_second") is not None:
+        shown.append(f"{_plain(metrics['tokens_per_second']):,.0f} tok/s")
+    return " ".join(shown)

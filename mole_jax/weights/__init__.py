@@ -1,0 +1,1 @@
+"""Foreign checkpoint formats: one file a format, each around a table of names."""

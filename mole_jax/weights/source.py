@@ -1,0 +1,182 @@
+"""Where weights come from: a HF folder, a run's folder, or a seed. The format is recognised, not named."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import jax
+from etils import epath
+
+from mole_jax import config_json
+from mole_jax.config import AdapterConfig, ModelConfig, PromptName
+from mole_jax.errors import UserError
+from mole_jax.model.architecture import LlavaArchitecture, preset
+from mole_jax.weights import hf, run
+
+Abstract = Mapping[str, jax.ShapeDtypeStruct]
+"""Shape, type and sharding of the arrays wanted, by path."""
+
+
+class Source(Protocol):
+    """Weights that can be loaded into shardings."""
+
+    architecture: LlavaArchitecture
+    adapter: AdapterConfig
+    prompt: PromptName | None
+    image_aspect: str | None
+    tokenizer: str | None
+    """Folder with the tokenizer's files, if there is one."""
+
+    def content_hash(self) -> str:
+        """Returns what identifies these weights by their content."""
+        ...
+
+    def load(self, abstract: Abstract) -> dict[str, jax.Array]:
+        """Returns those of the arrays that this source has; the others are for the caller to make."""
+        ...
+
+
+class HfSource:
+    """A Hugging Face LLaVA folder or hub name."""
+
+    adapter = AdapterConfig(kind="none")
+    prompt = None
+    image_aspect = None
+
+    def __init__(self, name: str):
+        self.checkpoint = hf.HfCheckpoint.open(name)
+        self.architecture = self.checkpoint.architecture
+        self.tokenizer = str(self.checkpoint.folder)
+
+    def content_hash(self) -> str:
+        return hf.content_hash(self.checkpoint.folder)
+
+    def load(self, abstract: Abstract) -> dict[str, jax.Array]:
+        have = self.checkpoint.leaf_shapes()
+
+        def array(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            # Each process reads only what its own devices hold.
+            return jax.make_array_from_callback(
+                leaf.shape, leaf.sharding, lambda index: self.checkpoint.read(path, index, leaf.dtype)
+            )
+
+        return {path: array(path, leaf) for path, leaf in abstract.items() if path in have}
+
+
+class RunSource:
+    """The newest checkpoint of a run's folder, on top of the base that it names."""
+
+    def __init__(self, folder: epath.Path, step: int):
+        self.folder, self.step = folder, step
+        self.meta = run.read_meta(folder, step)
+        self.architecture = self.meta.architecture
+        self.adapter = self.meta.adapter
+        self.prompt = self.meta.prompt
+        self.image_aspect = self.meta.image_aspect
+        self.tokenizer = str(folder)
+
+    def content_hash(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.meta.to_json(), sort_keys=True).encode())
+        params = self.folder / run.CHECKPOINTS / str(self.step) / "params"
+        for file in sorted(params.glob("**/*")):
+            if file.is_file():
+                digest.update(file.relative_to(params).as_posix().encode() + file.read_bytes())
+        return digest.hexdigest()
+
+    def load(self, abstract: Abstract) -> dict[str, jax.Array]:
+        stored = run.stored_shapes(self.folder, self.step)
+        below: dict[str, jax.Array] = {}
+        if self.meta.base is not None:
+            base = open_source(self.meta.base)
+            if base.content_hash() != self.meta.base_hash:
+                raise UserError(
+                    f"{self.folder}: was trained on another base than {self.meta.base} now holds "
+                    f"(hash {self.meta.base_hash[:12]}… expected); put the original base back"
+                )
+            below = base.load({path: leaf for path, leaf in abstract.items() if path not in stored})
+        own = {path: leaf for path, leaf in abstract.items() if path in stored}
+        return below | run.read_params(self.folder, self.step, own)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomSource:
+    """No files: every weight is made from the seed by the model itself."""
+
+    architecture: LlavaArchitecture
+    seed: int
+    adapter = AdapterConfig(kind="none")
+    prompt = None
+    image_aspect = None
+    tokenizer = None
+
+    def content_hash(self) -> str:
+        return hashlib.sha256(json.dumps([config_json.to_json(self.architecture), self.seed]).encode()).hexdigest()
+
+    def load(self, abstract: Abstract) -> dict[str, jax.Array]:
+        return {}
+
+
+def open_source(name: str) -> HfSource | RunSource:
+    """Opens a run's folder, a HF folder or a hub name.
+
+    Raises:
+        UserError: it is none of these, or what it holds does not fit together.
+    """
+    folder = run.absolute(name)
+    step = run.latest_step(folder)
+    if step is not None:
+        return RunSource(folder, step)
+    if (folder / run.CHECKPOINTS).exists():
+        raise UserError(f"{name}: a run's folder without a finished checkpoint; train longer or choose another")
+    if folder.exists() and not (folder / "config.json").exists():
+        raise UserError(f"{name}: neither a run's folder (checkpoints/) nor a HF folder (config.json, *.safetensors)")
+    return HfSource(name)
+
+
+def locate(name: str) -> str:
+    """Returns the name under which a base is found again from another folder: hub names stay, paths become absolute."""
+    folder = run.absolute(name)
+    return str(folder) if folder.exists() else name
+
+
+def open_base(config: ModelConfig, seed: int) -> Source:
+    """Opens what a training run starts from, with the config's changes to the architecture.
+
+    Raises:
+        UserError: as `open_source`, or the base carries adapters of its own.
+    """
+    source = RandomSource(preset(config.preset), seed) if config.preset else open_source(str(config.base))
+    if source.adapter.kind != "none":
+        raise UserError(
+            f"config: model.base {config.base} carries {source.adapter.kind} adapters; "
+            "train from its own base, or export it as a merged HF folder first"
+        )
+    changes: dict = {
+        "feature_layer": config.feature_layer,
+        "feature_select": config.feature_select,
+        "image_vectors": config.image_vectors or None,
+    }
+    architecture = dataclasses.replace(
+        source.architecture, **{name: value for name, value in changes.items() if value is not None}
+    )
+    if isinstance(source, RandomSource):
+        return dataclasses.replace(source, architecture=architecture)
+    source.architecture = architecture
+    return source
+
+
+def tokenizer_path(config: ModelConfig, source: Source) -> str:
+    """Returns where the tokenizer is.
+
+    Raises:
+        UserError: neither the config nor the base has one.
+    """
+    path = config.tokenizer or source.tokenizer
+    if path is None:
+        raise UserError("config: model.tokenizer is not set and model.preset brings none; name a folder with one")
+    return str(Path(path)) if "://" not in path else path

@@ -1,0 +1,40 @@
+"""Fixtures of the whole suite, and the environment that has to be set before jax is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Sharding is tested on eight simulated devices. A GPU run sets JAX_PLATFORMS itself (JAX_PLATFORMS=cuda pytest -m gpu).
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in _flags:
+    _flags += " --xla_force_host_platform_device_count=8"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One worker per core is the rule, so a pool of threads in each would only make them wait for each other.
+    if "xla_cpu_multi_thread_eigen" not in _flags:
+        _flags += " --xla_cpu_multi_thread_eigen=false"
+    for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_name, "1")
+os.environ["XLA_FLAGS"] = _flags.strip()
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+# No test may reach for the network; one that tries fails at once instead of waiting for a time-out.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder of the reference values kept with the tests (goldens/README.md)."""
+    return Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder ``shared`` beside the checkout: real data, photographs and the Llama tokenizer, not kept in git."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder 'shared' beside the checkout (real data, photographs and tokenizer; not in git)")
+    return folder

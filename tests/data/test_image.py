@@ -1,0 +1,157 @@
+"""Pixels against LLaVA's processing, and images that must be refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mole_jax.data.image import CLIP_MEAN, CLIP_STD, FORMATS, check_image, load_image
+from mole_jax.errors import UserError
+
+LIMITS = {"size": 8, "aspect": "pad", "max_pixels": 10_000}
+
+
+@pytest.mark.parametrize("name", ["waterview", "extreme_ironing"])
+@pytest.mark.parametrize(("aspect", "key"), [("pad", "pad_u8"), ("crop", "center_crop_u8")])
+def test_pixels_are_llavas(reference, name, aspect, key):
+    folder = reference("images")
+    with np.load(folder / "expected.npz") as expected:
+        wanted = expected[f"{name}/{key}"].transpose(1, 2, 0).astype(int)
+    image = load_image(f"{name}.png", folder, size=336, aspect=aspect, max_pixels=50_000_000)
+    difference = np.abs(image.astype(int) - wanted)
+    assert image.dtype == np.uint8
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+def test_normalisation_constants(reference):
+    with np.load(reference("images") / "expected.npz") as expected:
+        np.testing.assert_allclose(CLIP_MEAN, expected["mean"])
+        np.testing.assert_allclose(CLIP_STD, expected["std"])
+        row = expected["waterview/pad_u8"][:, 100].astype(np.float64) / 255
+        normal = (row - np.array(CLIP_MEAN)[:, None]) / np.array(CLIP_STD)[:, None]
+        np.testing.assert_allclose(normal, expected["waterview/pad_f32_row100"], atol=1e-5)
+
+
+def _encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_padding_has_the_mean_colour_and_keeps_the_image_in_the_middle():
+    image = load_image(_encoded(Image.new("RGB", (8, 4), (1, 2, 3)), "PNG"), None, **LIMITS)
+    assert image[0, 0].tolist() == [122, 116, 104]
+    assert image[-1, -1].tolist() == [122, 116, 104]
+    assert image[2:6].reshape(-1, 3).tolist() == [[1, 2, 3]] * 32
+
+
+def test_crop_takes_the_centre():
+    wide = Image.new("RGB", (24, 8), (255, 0, 0))
+    wide.paste((0, 0, 255), (8, 0, 16, 8))
+    image = load_image(_encoded(wide, "PNG"), None, size=8, aspect="crop", max_pixels=1000)
+    assert np.unique(image.reshape(-1, 3), axis=0).tolist() == [[0, 0, 255]]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1"])
+def test_modes_become_rgb(mode):
+    image = load_image(_encoded(Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode), "PNG"), None, **LIMITS)
+    assert image.tolist() == np.full((8, 8, 3), 255).tolist()
+
+
+def test_cmyk_becomes_rgb():
+    image = load_image(_encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "TIFF"), None, **LIMITS)
+    assert image.max() == 0
+
+
+def test_exif_orientation_is_ignored():
+    turned = Image.new("RGB", (8, 8), (0, 0, 0))
+    turned.paste((255, 255, 255), (0, 0, 8, 4))
+    exif = Image.Exif()
+    exif[274] = 6
+    plain, marked = (_encoded(turned, "PNG", **options) for options in ({}, {"exif": exif}))
+    assert Image.open(io.BytesIO(marked)).getexif()[274] == 6
+    np.testing.assert_array_equal(load_image(marked, None, **LIMITS), load_image(plain, None, **LIMITS))
+
+
+def _png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+GOOD = _encoded(Image.effect_noise((40, 40), 50).convert("RGB"), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as one of JPEG"),
+        (b"no image at all", "cannot be read as one of JPEG"),
+        (GOOD[: len(GOOD) // 2], "is broken"),
+        (_encoded(Image.effect_noise((40, 40), 50), "JPEG")[:300], "is broken|cannot be read"),
+        (_png_header(101, 100), "101 x 100 pixels, over data.max_image_pixels 10000; scale it down or raise"),
+        (_png_header(60_000, 60_000), "too large|over data.max_image_pixels"),
+        (_png_header(9_000, 1), "9000 x 1 pixels, too long and thin"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "cannot be read as one of"),
+    ],
+)
+@pytest.mark.parametrize("aspect", ["pad", "crop"])
+def test_a_broken_or_oversized_image_is_refused(content, message, aspect):
+    with pytest.raises(UserError, match=message) as caught:
+        load_image(content, None, size=100, aspect=aspect, max_pixels=10_000)
+    assert "\n" not in str(caught.value)
+    assert f"embedded image of {len(content)} bytes" in str(caught.value)
+
+
+def test_eps_stays_off_the_list_of_formats():
+    assert "EPS" not in FORMATS
+
+
+@pytest.fixture
+def root(tmp_path):
+    inside = tmp_path / "images"
+    (inside / "sub").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    Image.new("RGB", (4, 4)).save(inside / "sub" / "good.png")
+    os.symlink(tmp_path / "secret.png", inside / "link.png")
+    os.symlink(inside / "loop.png", inside / "loop.png")
+    return inside
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("../secret.png", r"'\.\./secret\.png' leaves its folder"),
+        ("sub/../../secret.png", "leaves its folder"),
+        ("link.png", "leaves its folder .* through a symbolic link"),
+        ("loop.png", "cannot be followed|does not exist"),
+        ("none.png", "'none.png' does not exist in .*images"),
+        ("sub", "'sub' does not exist"),
+        ("", "is not a path"),
+        ("a\0b", "is not a path"),
+    ],
+)
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_a_path_that_leaves_its_folder_or_misses_is_refused(root, path, message, read):
+    with pytest.raises(UserError, match=message):
+        read(path, root, **LIMITS)
+
+
+def test_an_absolute_path_is_refused_even_inside(root):
+    with pytest.raises(UserError, match="leaves its folder"):
+        load_image(str(root / "sub" / "good.png"), root, **LIMITS)
+    assert load_image("sub/good.png", root, **LIMITS).shape == (8, 8, 3)
+
+
+def test_a_path_needs_a_folder():
+    with pytest.raises(UserError, match="set image_root"):
+        load_image("a.png", None, **LIMITS)

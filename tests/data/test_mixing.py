@@ -1,0 +1,126 @@
+"""Ratios, epochs, caps and the division among processes."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mole_jax.config import DataConfig, DomainConfig
+from mole_jax.data import mixing
+from mole_jax.errors import UserError
+
+shares = st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(any)
+
+
+@given(shares=shares, periods=st.integers(1, 3))
+def test_interleaving_is_exact_and_even(shares, periods):
+    total = sum(shares)
+    drawn = [mixing.interleave(k, shares) for k in range(periods * total)]
+    for i, share in enumerate(shares):
+        assert [position for parent, position in drawn if parent == i] == list(range(periods * share))
+        so_far = np.cumsum([parent == i for parent, _ in drawn])
+        # Rounding happens once for each sequence before this one, and less than one draw each time.
+        assert np.abs(so_far - np.arange(1, len(drawn) + 1) * share / total).max() < i + 1 + 1e-9
+
+
+def _data(**fields) -> DataConfig:
+    domains = (
+        DomainConfig("a", "-", weight=0.1, cap=40),
+        DomainConfig("b", "-", weight=0.2, repeat=0.5),
+        DomainConfig("c", "-", weight=0.0),
+    )
+    return DataConfig(domains=domains, **fields)
+
+
+RECORDS = [90, 50, 9]
+
+
+def test_sizes_are_after_the_cap_and_times_repeat():
+    assert mixing.domain_sizes(_data(), RECORDS) == [40, 25, 9]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"mix": "weight"}, [1 / 3, 2 / 3, 0]),
+        ({"mix": "size"}, [40 / 74, 25 / 74, 9 / 74]),
+        ({"mix": "temperature", "temperature": 1.0}, [40 / 74, 25 / 74, 9 / 74]),
+        ({"mix": "temperature", "temperature": 2.0}, np.sqrt([40, 25, 9]) / np.sqrt([40, 25, 9]).sum()),
+        ({"mix": "temperature", "temperature": 1e9}, [1 / 3] * 3),
+    ],
+)
+def test_shares_of_each_mix(fields, expected):
+    data = _data(**fields)
+    shares = mixing.proportions(data, mixing.domain_sizes(data, RECORDS))
+    np.testing.assert_allclose(np.array(shares) / sum(shares), expected, atol=1e-6)
+
+
+def test_the_epoch_counts_the_domains_that_are_drawn():
+    for mix, expected in (("weight", 40 + 25), ("size", 40 + 25 + 9)):
+        data = _data(mix=mix)
+        sizes = mixing.domain_sizes(data, RECORDS)
+        assert mixing.epoch_examples(sizes, mixing.proportions(data, sizes)) == expected
+
+
+def test_no_weight_at_all_is_refused():
+    data = DataConfig(domains=(DomainConfig("a", "-", weight=0.0),))
+    with pytest.raises(UserError, match="every weight is 0"):
+        mixing.proportions(data, [3])
+
+
+def _draws(data, records, count, **processes):
+    shares = mixing.proportions(data, mixing.domain_sizes(data, records))
+    arguments = {"seed": 3, "process_index": 0, "process_count": 1} | processes
+    dataset = mixing.draws(data, records, shares, **arguments)
+    return [dataset[i] for i in range(count)]
+
+
+def test_by_size_an_epoch_is_each_record_as_often_as_it_repeats():
+    domains = (DomainConfig("a", "-"), DomainConfig("b", "-", repeat=2), DomainConfig("one", "-"))
+    data = DataConfig(domains=domains, mix="size")
+    counted = collections.Counter(_draws(data, [13, 7, 1], 13 + 14 + 1))
+    expected = {(0, i): 1 for i in range(13)} | {(1, i): 2 for i in range(7)} | {(2, 0): 1}
+    assert counted == expected
+
+
+def test_every_pass_has_another_order_and_every_seed_too():
+    data = DataConfig(domains=(DomainConfig("a", "-"),))
+    first, second = itertools.batched(_draws(data, [40], 80), 40)
+    assert sorted(first) == sorted(second)
+    assert first != second
+    assert list(first) != sorted(first)
+    assert _draws(data, [40], 40) == list(first)
+    assert _draws(data, [40], 40, seed=4) != list(first)
+
+
+def test_a_domains_order_does_not_depend_on_its_neighbours():
+    alone = DataConfig(domains=(DomainConfig("a", "-"),))
+    pair = DataConfig(domains=(DomainConfig("b", "-"), DomainConfig("a", "-")))
+    beside = [index for domain, index in _draws(pair, [9, 20], 40) if domain == 1]
+    assert beside == [index for _, index in _draws(alone, [20], 20)]
+
+
+def test_a_cap_chooses_by_seed():
+    domain = DomainConfig("a", "-", cap=10)
+    chosen = [tuple(mixing.chosen_records(domain, 100, seed)) for seed in range(4)]
+    assert all(len(set(one)) == 10 and max(one) < 100 for one in chosen)
+    assert len(set(chosen)) == 4
+    assert tuple(mixing.chosen_records(domain, 100, 0)) == chosen[0]
+    assert list(mixing.chosen_records(domain, 10, 0)) == list(range(10))
+    data = DataConfig(domains=(domain,))
+    assert {index for _, index in _draws(data, [100], 30, seed=2)} == set(chosen[2])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_divide_each_pass_and_each_has_the_ratio(count):
+    domains = (DomainConfig("a", "-", weight=1), DomainConfig("b", "-", weight=1))
+    data = DataConfig(domains=domains)
+    parts = [_draws(data, [12, 12], 24 // count, process_index=p, process_count=count) for p in range(count)]
+    assert sorted(itertools.chain(*parts)) == [(d, i) for d in range(2) for i in range(12)]
+    for part in parts:
+        assert sum(domain for domain, _ in part) == len(part) / 2

@@ -1,0 +1,365 @@
+"""Packed batches: contents, determinism, resumption, skipping and counting."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mole_jax.config import DataConfig, DomainConfig
+from mole_jax.data.conversation import PROMPTS, encode
+from mole_jax.data.image import load_image
+from mole_jax.data.records import parse_record
+from mole_jax.errors import UserError
+from tests.data.domains_on_disk import IMAGE_ID, build, domain, record, same, write, write_image
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DataConfig:
+    folder = tmp_path_factory.mktemp("domains")
+    domains = (
+        domain(folder, "photos", 9, weight=2.0),
+        domain(folder, "charts", 5),
+        domain(folder, "text", 4, image=False),
+    )
+    return DataConfig(
+        domains=domains, sequence_length=400, examples_per_row=4, images_per_row=3, packing_bins=3, mix="weight"
+    )
+
+
+def segments(batch):
+    """Yields (row, record id, slice) of every example of a batch, in order."""
+    for row, names in enumerate(batch.record_ids):
+        for number, name in enumerate(names, start=1):
+            where = np.flatnonzero(batch.segment_ids[row] == number)
+            assert (np.diff(where) == 1).all()
+            yield row, name, slice(where[0], where[-1] + 1)
+
+
+def check_batch(batch, data: DataConfig, tokenizer):
+    """Compares every position of a batch with the records it came from; returns their names."""
+    raws = {}
+    for number, one in enumerate(data.domains):
+        for i, raw in enumerate(json.loads(pathlib.Path(one.path).read_text())):
+            example = parse_record(raw, file=one.path, index=i, domain=one.name)
+            raws[f"{one.name}/{example.id}"] = (number, example, pathlib.Path(one.path).parent)
+    used = np.zeros(batch.tokens.shape, bool)
+    slots = np.zeros(len(batch.tokens), int)
+    names = []
+    for row, name, where in segments(batch):
+        number, example, folder = raws[name]
+        names.append(name)
+        one = encode(example, tokenizer, PROMPTS[data.prompt], image_span=3, image_token_id=IMAGE_ID)
+        np.testing.assert_array_equal(batch.tokens[row, where], one.tokens)
+        np.testing.assert_array_equal(batch.targets[row, where], [*one.tokens[1:], 0])
+        np.testing.assert_array_equal(batch.loss_mask[row, where], [*one.loss_mask[1:], 0])
+        np.testing.assert_array_equal(batch.positions[row, where], np.arange(len(one.tokens)))
+        assert (batch.domain_ids[row, where] == number).all()
+        used[row, where] = True
+        for image in example.images:
+            pixels = load_image(image, folder, size=8, aspect="pad", max_pixels=100)
+            np.testing.assert_array_equal(batch.images[row, slots[row]], pixels)
+            slots[row] += 1
+    np.testing.assert_array_equal(batch.segment_ids > 0, used)
+    assert (batch.tokens[~used] == tokenizer.pad_id).all()
+    for array in (batch.targets, batch.loss_mask, batch.positions, batch.domain_ids):
+        assert not array[~used].any()
+    for row, count in enumerate(slots):
+        assert not batch.images[row, count:].any()
+    return names
+
+
+def test_batches_hold_whole_examples_and_nothing_else(data, tokenizer):
+    mixture = build(data, tokenizer, rows=4)
+    for _ in range(6):
+        batch = next(mixture)
+        names = check_batch(batch, data, tokenizer)
+        assert len(names) > 4, "rows are packed"
+        for name, array in batch.arrays().items():
+            expected = (4, 3, 8, 8, 3) if name == "images" else (4, 400)
+            assert array.shape == expected, name
+            assert array.dtype == (np.uint8 if name == "images" else np.int32), name
+        assert "record_ids" not in batch.arrays()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=8), min_size=1, max_size=3),
+    per_row=st.integers(1, 5),
+    bins=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+def test_of_any_mixture_every_token_of_an_epoch_comes_once(lengths, per_row, bins, seed, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("any")
+    domains = []
+    for i, words in enumerate(lengths):
+        records = [
+            record(str(j), answer="x" * n, image=write_image(folder, f"{i}_{j}.png", (n, i, j)) if n % 2 else None)
+            for j, n in enumerate(words)
+        ]
+        domains.append(DomainConfig(f"d{i}", write(folder, f"d{i}", records)))
+    data = DataConfig(
+        domains=tuple(domains),
+        mix="size",
+        sequence_length=400,
+        examples_per_row=per_row,
+        images_per_row=2,
+        packing_bins=bins,
+    )
+    mixture = build(data, tokenizer, rows=1, seed=seed)
+    names = collections.Counter()
+    # The rows of one epoch are those before a packing window that begins after its last draw.
+    while len(names) < mixture.examples_per_epoch or mixture.get_state()["packer"]["next_row"]:
+        names.update(check_batch(next(mixture), data, tokenizer))
+    taken = mixture.get_state()["packer"]["parent"]["taken"]
+    assert sum(names.values()) == taken
+    whole, part = divmod(taken, mixture.examples_per_epoch)
+    assert set(names.values()) <= {whole, whole + bool(part)} | ({whole - 1, whole + 2} if part else set())
+    mixture.close()
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_gives_others(data, tokenizer):
+    first, again, other = (build(data, tokenizer, seed=seed) for seed in (1, 1, 2))
+    assert all(same(next(first), next(again)) for _ in range(5))
+    assert not all(same(next(first), next(other)) for _ in range(5))
+
+
+def test_a_state_resumes_bit_for_bit_at_every_batch(data, tokenizer):
+    whole = build(data, tokenizer, seed=5)
+    batches, states = [], [whole.get_state()]
+    for _ in range(12):
+        batches.append(next(whole))
+        states.append(json.loads(json.dumps(whole.get_state())))
+    for place in (0, 1, 4, 7, 11):
+        resumed = build(data, tokenizer, seed=5)
+        resumed.set_state(states[place])
+        assert resumed.get_state() == states[place]
+        assert all(same(next(resumed), batch) for batch in batches[place:])
+        assert resumed.get_state() == states[-1]
+        assert resumed.report() == whole.report()
+    whole.set_state(states[3])
+    assert same(next(whole), batches[3])
+    whole.close()
+    assert same(next(whole), batches[4])
+
+
+def test_workers_change_nothing_and_states_pass_between_them(data, tokenizer):
+    alone = build(data, tokenizer)
+    batches = [next(alone) for _ in range(6)]
+    state = alone.get_state()
+    later = [next(alone) for _ in range(3)]
+    shared = build(dataclasses.replace(data, workers=2), tokenizer)
+    try:
+        assert all(same(next(shared), batch) for batch in batches)
+        assert shared.get_state() == state
+    finally:
+        shared.close()
+    assert all(same(next(shared), batch) for batch in later[:1])
+    middle = shared.get_state()
+    shared.close()
+    alone.set_state(middle)
+    assert all(same(next(alone), batch) for batch in later[1:])
+
+
+def test_a_state_of_another_mixture_is_refused(data, tokenizer):
+    state = build(data, tokenizer).get_state()
+    for change, field in (
+        ({"sequence_length": 500}, "sequence_length was 400 in the checkpoint and is 500"),
+        ({"domains": data.domains[:2]}, "domains was"),
+        ({"prompt": "llava_mole"}, "prompt was v1"),
+    ):
+        with pytest.raises(UserError, match=f"data state: {field}"):
+            build(dataclasses.replace(data, **change), tokenizer).set_state(state)
+    with pytest.raises(UserError, match="seed was 0"):
+        build(data, tokenizer, seed=1).set_state(state)
+    with pytest.raises(UserError, match="process_count was 1"):
+        build(data, tokenizer, process_count=2).set_state(state)
+    with pytest.raises(UserError, match="version 0 is not"):
+        build(data, tokenizer).set_state({**state, "version": 0})
+
+
+def test_the_drawn_ratio_and_the_report(data, tokenizer):
+    data = dataclasses.replace(data, packing_bins=1)
+    mixture = build(data, tokenizer, rows=1)
+    counts = collections.Counter()
+    batches = []
+    for _ in range(40):
+        batches.append(next(mixture))
+        counts.update(name.split("/")[0] for name in batches[-1].record_ids[0])
+    report = mixture.report()
+    total = sum(counts.values())
+    for i, (name, share) in enumerate((("photos", 2 / 4), ("charts", 1 / 4), ("text", 1 / 4))):
+        one = report["domains"][name]
+        # With one open row everything drawn is given out, in order.
+        assert abs(counts[name] - total * share) < 3
+        assert one["examples"] == counts[name]
+        assert one["share_expected"] == share
+        assert one["share_of_examples"] == pytest.approx(counts[name] / total)
+        tokens = sum(((b.segment_ids > 0) & (b.domain_ids == i)).sum() for b in batches)
+        assert one["tokens"] == tokens
+        assert one["supervised_tokens"] == sum((b.loss_mask * (b.domain_ids == i)).sum() for b in batches)
+        assert one["share_of_tokens"] == pytest.approx(tokens / sum(d["tokens"] for d in report["domains"].values()))
+    assert report["rows"] == 40
+    assert report["fill_rate"] == pytest.approx(np.mean([(b.segment_ids > 0).mean() for b in batches]))
+    assert [report["domains"][name]["records"] for name in ("photos", "charts", "text")] == [9, 5, 4]
+
+
+@pytest.mark.parametrize("epochs", [1, 2.5])
+def test_count_rows_is_what_the_stream_needs(data, tokenizer, epochs):
+    data = dataclasses.replace(data, mix="size", packing_bins=1)
+    mixture = build(data, tokenizer, rows=1)
+    count = mixture.count_rows(epochs)
+    examples = round(epochs * (9 + 5 + 4))
+    drawn = []
+    # With one open row, rows come in the order of the draws: the last of the epoch stands in the last row.
+    for _ in range(count - 1):
+        drawn += next(mixture).record_ids[0]
+    assert len(drawn) < examples <= len(drawn) + len(next(mixture).record_ids[0])
+    if epochs == 1:
+        assert len(set(drawn)) == len(drawn)
+
+
+def test_count_rows_is_the_least_of_all_processes(data, tokenizer):
+    data = dataclasses.replace(data, mix="size", examples_per_row=1)
+    # Unpacked, a row is an example: 18 of them among 4 processes are 5, 5, 4 and 4.
+    assert [build(data, tokenizer, process_index=p, process_count=4).count_rows(1) for p in (0, 3)] == [4, 4]
+    assert build(data, tokenizer).count_rows(1) == 18
+
+
+def test_processes_share_an_epoch(data, tokenizer):
+    data = dataclasses.replace(data, mix="size", examples_per_row=1, packing_bins=1)
+    names = []
+    for process in range(2):
+        mixture = build(data, tokenizer, rows=1, process_index=process, process_count=2)
+        names += [next(mixture).record_ids[0][0] for _ in range(9)]
+    assert len(set(names)) == 18
+
+
+def test_a_batch_of_text_only(tmp_path, tokenizer):
+    data = DataConfig(domains=(domain(tmp_path, "text", 3, image=False),), sequence_length=300, packing_bins=2)
+    batch = next(build(data, tokenizer))
+    assert batch.images.shape == (2, 4, 8, 8, 3)
+    assert not batch.images.any()
+    check_batch(batch, data, tokenizer)
+
+
+def test_several_images_of_a_record_share_its_row(tmp_path, tokenizer):
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    names = [write_image(tmp_path, f"{i}.png", colour) for i, colour in enumerate(colours)]
+    records = [record("two", image=names[:2]), record("one", image=names[2]), record("same", image=[names[2]] * 2)]
+    data = DataConfig(
+        domains=(DomainConfig("d", write(tmp_path, "d", records)),),
+        sequence_length=500,
+        images_per_row=3,
+        packing_bins=2,
+    )
+    mixture = build(data, tokenizer)
+    for _ in range(4):
+        batch = next(mixture)
+        check_batch(batch, data, tokenizer)
+        assert ((batch.tokens == IMAGE_ID).sum(1) <= 3 * 3).all()
+
+
+@pytest.fixture
+def faulty(tmp_path) -> DataConfig:
+    """A domain with one record of each fault among five good ones."""
+    image = write_image(tmp_path, "good.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
+    good = [record(f"good{i}", image=image) for i in range(5)]
+    empty = record("empty")
+    empty["conversations"][1]["value"] = ""
+    bad = [
+        empty,
+        record("broken", image="broken.png"),
+        record("long", answer="x" * 2000),
+        record("many", image=[image] * 3),
+    ]
+    path = write(tmp_path, "d", [*good, *bad])
+    return DataConfig(
+        domains=(DomainConfig("d", path),),
+        sequence_length=300,
+        images_per_row=2,
+        packing_bins=2,
+        on_bad_record="skip",
+        on_too_long="skip",
+    )
+
+
+FAULTS = {
+    "bad record": r"^d/5: .*d\.json: record 5 \(id 'empty'\), field conversations\[1\]\.value: the text is empty",
+    "bad image": r"^d/broken: .*d\.json: record 6 \(id 'broken'\), field image: image 'broken\.png' ",
+    "too long": r"^d/long: .*d\.json: record 7 \(id 'long'\): \d+ tokens, over data\.sequence_length 300",
+    "too many images": r"^d/many: .*d\.json: record 8 \(id 'many'\), field image: 3 images, over data\.images_per_row",
+}
+
+
+def test_skipped_records_are_counted_once_and_survive_a_resume(faulty, tokenizer):
+    mixture = build(faulty, tokenizer, rows=1)
+    states, batches = [], []
+    for _ in range(30):
+        batches.append(next(mixture))
+        states.append(json.loads(json.dumps(mixture.get_state())))
+    assert mixture.report()["domains"]["d"]["examples"] > 3 * 5, "several passes"
+    assert mixture.skipped.keys() == FAULTS.keys()
+    for reason, pattern in FAULTS.items():
+        (text,) = mixture.skipped[reason]
+        assert re.search(pattern, text), text
+    assert mixture.report()["domains"]["d"]["skipped"] == dict.fromkeys(FAULTS, 1)
+    assert {name for batch in batches for name in batch.record_ids[0]} == {f"d/good{i}" for i in range(5)}
+    for place in (0, 10, 28):
+        resumed = build(faulty, tokenizer, rows=1)
+        resumed.set_state(states[place])
+        assert all(same(next(resumed), batch) for batch in batches[place + 1 :])
+        assert resumed.skipped == mixture.skipped
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("fault", "field"),
+    [("bad image", "on_bad_record"), ("too long", "on_too_long"), ("too many images", "on_too_long")],
+)
+def test_by_default_a_fault_stops_with_its_one_line(faulty, tokenizer, fault, field, workers, request):
+    if workers and fault != "bad image":
+        pytest.skip("one fault is enough for the way through worker processes")
+    keep = {"bad image": 6, "too long": 7, "too many images": 8}[fault]
+    path = pathlib.Path(faulty.domains[0].path)
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps([*records[:2], records[keep]]))
+    data = dataclasses.replace(faulty, workers=workers, **{field: "error"})
+    pattern = FAULTS[fault].partition(": ")[2].replace(f"record {keep}", "record 2")
+    mixture = build(data, tokenizer)
+    with pytest.raises(UserError, match=pattern) as caught:
+        list(itertools.islice(mixture, 10))
+    assert str(caught.value).endswith(f"(or set data.{field} to skip)")
+    assert "\n" not in str(caught.value)
+    mixture.close()
+    with pytest.raises(UserError, match=pattern):
+        build(dataclasses.replace(data, workers=0), tokenizer).count_rows(1)
+
+
+def test_a_domain_of_which_nothing_is_left_stops(tmp_path, tokenizer):
+    path = write(tmp_path, "d", [record(str(i), image="none.png") for i in range(3)])
+    data = DataConfig(domains=(DomainConfig("d", path),), sequence_length=300, on_bad_record="skip")
+    with pytest.raises(UserError, match=r"domain d: all 3 records were skipped; the last one: .*'none\.png' does not"):
+        next(build(data, tokenizer))
+
+
+def test_a_row_that_cannot_hold_an_image_is_refused(data, tokenizer):
+    with pytest.raises(UserError, match=r"data\.sequence_length 3 has no place for an image of 3 positions"):
+        build(dataclasses.replace(data, sequence_length=3), tokenizer)
+
+
+def test_cap_and_repeat_reach_the_epoch(data, tokenizer):
+    capped = dataclasses.replace(data.domains[0], cap=4, repeat=1.5)
+    mixture = build(dataclasses.replace(data, domains=(capped, data.domains[1])), tokenizer, rows=1)
+    assert mixture.examples_per_epoch == 6 + 5
+    names = {name for _ in range(30) for name in next(mixture).record_ids[0] if name.startswith("photos/")}
+    assert len(names) == 4

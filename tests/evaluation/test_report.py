@@ -1,0 +1,139 @@
+"""The report: its numbers are the files' numbers, and what is missing is said."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mole_jax.errors import UserError
+from mole_jax.evaluation import plots
+from mole_jax.evaluation.report import read_run, summary_table, write_report
+
+
+def task(score, loss):
+    interval = None if score is None else [score - 0.051, score + 0.043]
+    return {"loss": loss, "score": score, "interval": interval, "metric": "exact_match", "questions": 123}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    rng = np.random.default_rng(0)
+    domains = ["general", "document", "biomedical"]
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        for step in range(1, 201):
+            losses = {f"loss/{name}": (n + 2) * 0.98**step + rng.random() for n, name in enumerate(domains)}
+            if step % 7 == 0:
+                losses["loss/document"] = None
+            record = {"step": step, "loss": 1.0, **losses, "tokens_per_second": 4000 + step, "mfu": 0.412}
+            file.write(json.dumps(record) + "\n")
+    (tmp_path / "eval").mkdir()
+    for step, scores in ((0, [0.0, 0.113, 0.25]), (100, [None] * 3), (200, [0.777, 0.9, 0.625])):
+        tasks = {name: task(score, 2.345 - step / 100) for name, score in zip(domains, scores, strict=True)}
+        (tmp_path / "eval" / f"step_{step:08d}.json").write_text(json.dumps({"step": step, "tasks": tasks}))
+    use = rng.dirichlet([0.4] * 4, (3, 4)).tolist()
+    (tmp_path / "eval" / "expert_use.json").write_text(json.dumps({"domains": domains, "use": use}))
+    (tmp_path / "config.json").write_text(json.dumps({"name": "try <1>", "adapter": {"rank": 37}, "seed": None}))
+    (tmp_path / "data_report.json").write_text(json.dumps({"skipped": {"document": {"too_long": 17}}}))
+    table = [{"group": "experts", "parameters": 1234567}, {"group": "router", "parameters": 89}]
+    (tmp_path / "trainable.json").write_text(json.dumps(table))
+    return tmp_path
+
+
+def text_of(page) -> str:
+    return re.sub(r"<[^>]+>", "|", page.read_text().split("<body>")[1])
+
+
+def test_page_has_the_numbers_of_the_files(workdir):
+    text = text_of(write_report(workdir))
+    for expected in (
+        "77.7 % [72.6, 82.0]",
+        "11.3 % [6.2, 15.6]",
+        "2.345",
+        "0.345",
+        "1,234,567",
+        "skipped.document.too_long||17",
+        "adapter.rank||37",
+        "try &lt;1&gt;",
+        "41.2%",
+        "After: step 200",
+        "200 optimizer steps",
+    ):
+        assert expected in text, expected
+    assert "Left out" not in text
+
+
+def test_page_stands_alone_with_the_three_plots(workdir):
+    page = write_report(workdir).read_text()
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert page.count("src=") == len(found) == 3
+    assert "http" not in page
+    embedded = {base64.b64decode(data) for data in found}
+    assert embedded == {path.read_bytes() for path in (workdir / "plots").glob("*.png")}
+    assert {path.name for path in (workdir / "plots").iterdir()} == {"losses.png", "experts.png", "scores.png"}
+    assert all(Image.open(io.BytesIO(data)).width > 500 for data in embedded)
+
+
+def test_summary_has_one_aligned_line_per_task(workdir):
+    heading, rule, *lines = summary_table(workdir).splitlines()
+    assert [line.split()[0] for line in lines] == ["general", "document", "biomedical"]
+    assert re.split(r"\s{2,}", lines[1]) == [
+        "document", "exact_match", "123", "11.3 % [6.2, 15.6]", "90.0 % [84.9, 94.3]", "2.345", "0.345",
+    ]  # fmt: skip
+    assert all(line.index("exact_match") == heading.index("metric") for line in lines)
+    assert set(rule) == {"-", " "}
+
+
+def test_missing_pieces_are_left_out_and_said(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"st')
+    text = text_of(write_report(tmp_path))
+    for piece in ("scores: no evaluation", "expert use:", "config: no", "data_report: no", "trainable: no"):
+        assert piece in text
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["losses.png"]
+    assert summary_table(tmp_path) == "no evaluation was made"
+
+
+def test_evaluation_without_a_start_is_no_before(workdir):
+    (workdir / "eval/step_00000000.json").unlink()
+    assert read_run(workdir).before == {}
+    assert "there was no evaluation before the first step" in text_of(write_report(workdir))
+
+
+def test_losses_without_generation_still_make_a_table(workdir):
+    for path in (workdir / "eval").glob("step_*.json"):
+        found = json.loads(path.read_text())
+        for scored in found["tasks"].values():
+            scored |= {"score": None, "interval": None}
+        path.write_text(json.dumps(found))
+    text = text_of(write_report(workdir))
+    assert "scores: no evaluation with scores" in text
+    assert "2.345" in text
+
+
+def test_expert_use_is_taken_from_the_last_metrics_that_have_it(tmp_path):
+    lines = [
+        {"step": 1, "router/use/a/b/layer0/expert0": 0.1},
+        {"step": 2, "router/use/a/b/layer0/expert0": 0.25, "router/use/a/b/layer1/expert2": 0.75},
+        {"step": 3, "loss": 1.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(tmp_path).expert_use == {"domains": ["a/b"], "use": [[[0.25, 0.0, 0.0], [0.0, 0.0, 0.75]]]}
+
+
+def test_broken_file_is_named(workdir):
+    (workdir / "eval/step_00000200.json").write_text("{")
+    with pytest.raises(UserError, match=r"step_00000200.json: is not JSON"):
+        write_report(workdir)
+    with pytest.raises(UserError, match="no such run folder"):
+        write_report(workdir / "nowhere")
+
+
+def test_plots_are_the_same_bytes_for_the_same_values():
+    use = [[[0.5, 0.5]]]
+    assert plots.experts(["a"], use) == plots.experts(["a"], use)
+    assert plots.experts(["a"], use) != plots.experts(["a"], [[[0.9, 0.1]]])
