@@ -18,6 +18,7 @@ GROUPS = ("adapters", "router", "projector", "vision", "decoder")
 Dtype = Literal["float32", "bfloat16"]
 RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
 PromptName = Literal["v1", "llava_mole", "plain"]
+ImageAspect = Literal["pad", "crop"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ class DataConfig:
     """Most images in one row."""
     packing_bins: int = 64
     """Rows open at a time while packing; more fill better and mix further."""
-    image_aspect: Literal["pad", "crop"] = "pad"
+    image_aspect: ImageAspect = "pad"
     """Make images square by padding with the mean colour, or by cropping the centre."""
     max_image_pixels: int = 50_000_000
     """Images with more pixels are refused as decompression bombs."""

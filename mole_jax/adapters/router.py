@@ -53,7 +53,7 @@ class Router(nnx.Module):
         declare = declare.of(RouterParam)
         self.kernel = declare((width, experts), ("width", "expert"), kaiming_uniform)
         self.bias = declare((experts,), ("expert",), zeros) if bias else None
-        self.gradient = gradient
+        self.gradient: RouterGradient = gradient
 
     def __call__(self, x: Float[Array, "B S D"]) -> Routing:
         """Routes by the MLP's input, in float32 whatever the type of `x` (float64 stays)."""

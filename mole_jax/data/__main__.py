@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from mole_jax import cli
@@ -16,9 +17,7 @@ def main() -> None:
     config, arguments = cli.parse(
         "data",
         "Reads every record of the mixture, counts, and lists every problem.",
-        extra=lambda parser: parser.add_argument(
-            "--preview", type=int, default=0, metavar="N", help="also show N examples, supervised text between ⟦ and ⟧"
-        ),
+        extra=_add_flags,
     )
     path = config.model.tokenizer or config.model.base
     if path is None:
@@ -37,6 +36,12 @@ def main() -> None:
     print(inspection)
     if inspection.problems:
         sys.exit(2)
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preview", type=int, default=0, metavar="N", help="also show N examples, supervised text between ⟦ and ⟧"
+    )
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ def preview(data: DataConfig, loader: Loader, count: int, *, seed: int) -> Itera
         if shown == count or i >= 10 * (count + sum(records)):
             return
         try:
-            loaded = loader.load(*keys[i])
+            domain, index = keys[i]  # type: ignore[misc]
+            loaded = loader.load(domain, index)
         except RecordProblem:
             continue
         shown += 1

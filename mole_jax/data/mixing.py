@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 import zlib
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int
 
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.errors import UserError
@@ -48,12 +49,12 @@ def epoch_examples(sizes: Sequence[int], shares: Sequence[int]) -> int:
     return sum(size for size, share in zip(sizes, shares, strict=True) if share)
 
 
-def chosen_records(domain: DomainConfig, records: int, seed: int) -> Int[np.ndarray, " N"]:
+def chosen_records(domain: DomainConfig, records: int, seed: int) -> Sequence[int]:
     """Returns the indices that a domain uses: all, or `cap` of them chosen by the seed."""
     if domain.cap is None or domain.cap >= records:
-        return np.arange(records)
+        return range(records)
     generator = np.random.default_rng(_seed(seed, domain.name, "cap"))
-    return np.sort(generator.choice(records, domain.cap, replace=False))
+    return sorted(generator.choice(records, domain.cap, replace=False).tolist())
 
 
 def draws(
@@ -67,36 +68,58 @@ def draws(
 ) -> grain.MapDataset:
     """Returns the endless sequence of (domain, record) that one process draws.
 
-    Every domain is shuffled anew in each pass. The domains' sequences are divided among the processes
-    before they are mixed, so each process draws the same ratio, and together they draw each record
-    once a pass.
+    There is one order of draws, in which every domain is shuffled anew in each of its passes. Of each
+    `process_count` neighbouring draws every process gets one (`deal`).
     """
     parents = []
     for domain, count in zip(data.domains, records, strict=True):
         order = grain.MapDataset.source(chosen_records(domain, count, seed))
-        order = order.shuffle(seed=_seed(seed, domain.name, "order")).repeat()
-        parents.append(order.slice(slice(process_index, None, process_count)))
-    return _Mixed(parents, shares)
+        parents.append(order.shuffle(seed=_seed(seed, domain.name, "order")).repeat())
+    return _Mixed(parents, shares, seed, process_index, process_count)
 
 
 class _Mixed(grain.MapDataset):
     """Interleaves endless datasets evenly, by whole-number proportions, as (parent, element).
 
-    grain's own `mix` cuts the ratios to about one percent; this one is exact over `sum(proportions)` draws.
+    grain's own `mix` cuts the ratios to about one percent; this one is exact over `sum(shares)` draws.
     """
 
-    def __init__(self, parents: Sequence[grain.MapDataset], shares: Sequence[int]):
+    def __init__(
+        self, parents: Sequence[grain.MapDataset], shares: Sequence[int], seed: int, process: int, processes: int
+    ):
         super().__init__(parents)
+        self._orders: list[Any] = list(parents)
         self._shares = tuple(shares)
+        self._seed, self._process, self._processes = seed, process, processes
 
     def __len__(self) -> int:
-        return sys.maxsize
+        return sys.maxsize // self._processes
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        parent, position = interleave(index, self._shares)
-        return parent, int(self._parents[parent][position])
+        draw = deal(index, self._seed, self._process, self._processes)
+        parent, position = interleave(draw, self._shares)
+        return parent, self._orders[parent][position]
+
+
+def deal(index: int, seed: int, process: int, processes: int) -> int:
+    """Returns which draw is the `index`-th of a process.
+
+    Draws are dealt out in rounds, each beginning at another process, chosen by the seed. Dealing them in
+    a fixed turn would give one process only one domain where their number fits (two domains of equal
+    weight and two processes).
+    """
+    if processes == 1:
+        return index
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return index * processes + (process + int.from_bytes(digest)) % processes
+
+
+def dealt(total: int, seed: int, process: int, processes: int) -> int:
+    """Returns how many of the first `total` draws a process gets."""
+    rounds = total // processes
+    return rounds + (deal(rounds, seed, process, processes) < total)
 
 
 def interleave(index: int, shares: Sequence[int]) -> tuple[int, int]:

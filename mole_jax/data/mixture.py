@@ -156,7 +156,7 @@ class Mixture:
         loader = dataclasses.replace(self._loader, decode=False)
         counts = []
         for process in range(self._process_count):
-            examples = len(range(process, total, self._process_count))
+            examples = mixing.dealt(total, self._seed, process, self._process_count)
             packer = self._pack(loader, self._new_ledger(), process, limit=examples)
             counts.append(sum(1 for _ in packer))
             packer.close()

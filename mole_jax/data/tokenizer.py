@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 from mole_jax.errors import UserError
 
@@ -29,6 +30,7 @@ class Tokenizer:
       source_files: files that `save` copies.
     """
 
+    _model: Any
     bos_id: int | None
     eos_id: int
     pad_id: int

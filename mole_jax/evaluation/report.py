@@ -74,10 +74,20 @@ def read_run(workdir: os.PathLike[str] | str) -> Run:
 
 def summary_table(workdir: os.PathLike[str] | str) -> str:
     """The scores and held-out losses before and after training, a plain text table of one line per task."""
-    run = read_run(workdir)
-    rows = _score_rows(run)
-    if len(rows) == 1:
-        return "no evaluation was made"
+    rows = _score_rows(read_run(workdir))
+    return _aligned(rows) if len(rows) > 1 else "no evaluation was made"
+
+
+def score_table(result: Mapping[str, Any]) -> str:
+    """What one evaluation (`Evaluator.run`) found, a plain text table of one line per task."""
+    rows = [["task", "metric", "questions", "score", "loss"]]
+    for name, task in result["tasks"].items():
+        known = [str(task.get("metric") or _ABSENT), str(task.get("questions", _ABSENT))]
+        rows.append([name, *known, _score(task), _number(task.get("loss"), ".3f")])
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

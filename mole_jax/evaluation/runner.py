@@ -40,7 +40,7 @@ class Evaluator:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
-    """`StepMaker.evaluation_step`, jitted."""
+    """`mole_jax.training.step.Forward.evaluation_step`, jitted."""
 
     def run(self, workdir: epath.Path, step: int, params: Tree, frozen: Tree, *, generate: bool) -> dict[str, Any]:
         """Evaluates all tasks and writes ``eval/step_<step>.json``, predictions beside it and the use of the experts.

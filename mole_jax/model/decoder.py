@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +13,18 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from mole_jax.adapters.balance import RouterUse, router_use
 from mole_jax.adapters.router import Routing
 from mole_jax.model.architecture import DecoderArchitecture
-from mole_jax.model.layers import Linear, RMSNorm, attention
+from mole_jax.model.layers import Linear, Remat, RMSNorm, attention, rematerialised
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Declare, DecoderParam, normal
-
-Remat = Literal["none", "dots", "full"]
 
 
 class AdapterFactory(Protocol):
     """What the decoder asks of `mole_jax.adapters.build.Adapters`."""
 
-    def router(self, declare: Declare, width: int): ...
+    def router(self, declare: Declare, width: int) -> Any: ...
 
-    def projection(self, declare: Declare, target: str, d_in: int, d_out: int, axes: tuple[str, str]): ...
+    def projection(self, declare: Declare, target: str, d_in: int, d_out: int, axes: tuple[str, str]) -> Any: ...
 
 
 class Cache(NamedTuple):
@@ -89,12 +87,7 @@ class Attention(nnx.Module):
         )
         q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
         if kv_cache is not None:
-            k, v = kv_cache = tuple(
-                jax.vmap(lambda old, new, slot: jax.lax.dynamic_update_slice(old, new, (slot, 0, 0)))(
-                    old, new.astype(old.dtype), frame.slots
-                )
-                for old, new in zip(kv_cache, (k, v), strict=True)
-            )
+            k, v = kv_cache = _write(kv_cache[0], k, frame.slots), _write(kv_cache[1], v, frame.slots)
         return self.o_proj(attention(q, k, v, frame.mask), None, keys[3]), kv_cache
 
 
@@ -185,7 +178,8 @@ class Decoder(nnx.Module):
         visible = jnp.arange(cache.k.shape[2])[None, None, :] <= positions[:, :, None]
         frame = Frame(rotations(positions, self.arch), visible[:, None], None, cache.length)
         x, _, layers = self._scan(x, frame, (cache.k, cache.v), None, "none")
-        return x, Cache(*layers, length=cache.length + lengths)
+        k, v = layers  # pyright: ignore[reportGeneralTypeIssues]  with a cache given there is one
+        return x, Cache(k, v, cache.length + lengths)
 
     def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
         shape = (self.arch.layers, rows, slots, self.arch.kv_heads, self.arch.head_dim)
@@ -206,12 +200,17 @@ class Decoder(nnx.Module):
             x, use, kv = nnx.merge(graph, weights)(x, frame, kv, key)
             return x, (use, kv)
 
-        if remat != "none":
-            saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-            # Inside a scan the body is compiled once, so nothing can undo the rematerialisation.
-            layer = jax.checkpoint(layer, policy=saveable, prevent_cse=False)
-        x, (use, kv) = jax.lax.scan(layer, x, (state, kv, keys))
+        x, (use, kv) = jax.lax.scan(rematerialised(layer, remat), x, (state, kv, keys))
         return self.norm(x), use, kv
+
+
+def _write(
+    old: Float[Array, "B T K C"], new: Float[Array, "B S K C"], slots: Int[Array, " B"] | None
+) -> Float[Array, "B T K C"]:
+    """Writes `new` into each row of the cache from the row's slot on."""
+    return jax.vmap(lambda row, piece, slot: jax.lax.dynamic_update_slice(row, piece, (slot, 0, 0)))(
+        old, new.astype(old.dtype), slots
+    )
 
 
 def _split(key: PRNGKeyArray | None, count: int) -> list:

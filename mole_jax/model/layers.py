@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from mole_jax.parameters import Declare, normal, ones, zeros
+
+Remat = Literal["none", "dots", "full"]
+
+
+def rematerialised(layer: Callable, remat: Remat) -> Callable:
+    """Returns a layer scan's body whose backward pass recomputes nothing, all but matrix products, or everything."""
+    if remat == "none":
+        return layer
+    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    # Inside a scan the body is compiled once, so nothing can undo the rematerialisation.
+    return jax.checkpoint(layer, policy=saveable, prevent_cse=False)
 
 
 class Linear(nnx.Module):

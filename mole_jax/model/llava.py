@@ -9,10 +9,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from mole_jax.adapters.balance import RouterUse
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.model.decoder import AdapterFactory, Decoder, Remat
-from mole_jax.model.layers import Linear
+from mole_jax.model.decoder import AdapterFactory, Decoder
+from mole_jax.model.layers import Linear, Remat
 from mole_jax.model.vision import VisionTower, normalise
 from mole_jax.parameters import Declare, DecoderParam, ProjectorParam, normal
+
+FLOAT32 = jnp.dtype("float32")
 
 
 class Projector(nnx.Module):
@@ -55,14 +57,18 @@ class Llava(nnx.Module):
         self.decoder = Decoder(declare, arch.decoder, adapters)
         self.arch = arch
 
-    def image_features(self, pixels: Float[Array, "N H W 3"]) -> Float[Array, "N P D"]:
+    def image_features(self, pixels: Float[Array, "N H W 3"], remat: Remat = "none") -> Float[Array, "N P D"]:
         """Returns what each image puts into the token row (`arch.image_span` vectors) from normalised pixels."""
-        hidden = self.vision(pixels, self.arch.feature_layer)
+        hidden = self.vision(pixels, self.arch.feature_layer, remat)
         features = self.projector(hidden[:, 1:] if self.arch.feature_select == "patch" else hidden)
         return features if self.image_vectors is None else self.image_vectors(features)
 
     def embed(
-        self, tokens: Int[Array, "B S"], images: UInt8[Array, "B M H W 3"] | Float[Array, "B M H W 3"], dtype: jnp.dtype
+        self,
+        tokens: Int[Array, "B S"],
+        images: UInt8[Array, "B M H W 3"] | Float[Array, "B M H W 3"],
+        dtype: jnp.dtype,
+        remat: Remat = "none",
     ) -> Float[Array, "B S D"]:
         """Embeds the tokens and puts the features of row b's images, in order, into its image positions.
 
@@ -78,7 +84,7 @@ class Llava(nnx.Module):
         def see(images: Array) -> Array:
             flat = images.reshape(rows * slots, *images.shape[2:])
             pixels = normalise(flat, dtype) if flat.dtype == jnp.uint8 else flat.astype(dtype)
-            return self.image_features(pixels).reshape(rows, slots * self.arch.image_span, x.shape[-1])
+            return self.image_features(pixels, remat).reshape(rows, slots * self.arch.image_span, x.shape[-1])
 
         def skip(images: Array) -> Array:
             return jnp.zeros((rows, slots * self.arch.image_span, x.shape[-1]), dtype)
@@ -94,13 +100,13 @@ class Llava(nnx.Module):
         positions: Int[Array, "B S"],
         segment_ids: Int[Array, "B S"],
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: jnp.dtype = FLOAT32,
         segments: int = 0,
         key: PRNGKeyArray | None = None,
         remat: Remat = "none",
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
         """Returns the normed last hidden states and the use of the router; for the rest see `Decoder`."""
-        x = self.embed(tokens, images, dtype)
+        x = self.embed(tokens, images, dtype, remat)
         return self.decoder(x, positions, segment_ids, segments=segments, key=key, remat=remat)
 
     def __call__(

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mole_jax.model.architecture import VisionArchitecture
-from mole_jax.model.layers import LayerNorm, Linear, attention
+from mole_jax.model.layers import LayerNorm, Linear, Remat, attention, rematerialised
 from mole_jax.parameters import Declare, VisionParam, normal
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -82,7 +82,9 @@ class VisionTower(nnx.Module):
         self.post_norm = LayerNorm(declare, width, arch.norm_eps)
         self.arch = arch
 
-    def __call__(self, pixels: Float[Array, "N H W 3"], feature_layer: int) -> Float[Array, "N P+1 D"]:
+    def __call__(
+        self, pixels: Float[Array, "N H W 3"], feature_layer: int, remat: Remat = "none"
+    ) -> Float[Array, "N P+1 D"]:
         """Returns one hidden state, class token first; as in transformers 0 is the embeddings, -1 the last layer."""
         x = self.pre_norm(self.embed(pixels))
         depth = feature_layer if feature_layer >= 0 else self.arch.layers + 1 + feature_layer
@@ -92,7 +94,7 @@ class VisionTower(nnx.Module):
         def layer(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
             return nnx.merge(graph, weights)(x), None
 
-        return jax.lax.scan(jax.checkpoint(layer), x, needed)[0]
+        return jax.lax.scan(rematerialised(layer, remat), x, needed)[0]
 
     def embed(self, pixels: Float[Array, "N H W 3"]) -> Float[Array, "N P+1 D"]:
         patch, side = self.arch.patch_size, self.arch.image_size // self.arch.patch_size

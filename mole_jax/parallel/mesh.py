@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-import numpy as np
 
 from mole_jax.config import MeshConfig
 from mole_jax.errors import UserError
@@ -14,7 +14,7 @@ from mole_jax.errors import UserError
 AXES = ("data", "fsdp")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """Returns a mesh over the first ``data * fsdp`` devices; a `data` of -1 takes all that are left.
 
     Raises:
@@ -41,7 +41,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "devices idle, which several hosts cannot do; set mesh.data to -1"
         )
     return jax.make_mesh(
-        shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=np.asarray(devices[:count])
+        shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=list(devices)[:count]
     )
 
 

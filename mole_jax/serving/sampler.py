@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt8
 
 from mole_jax.model.llava import Llava
 from mole_jax.parallel.sharding import batch_sharding
@@ -25,7 +25,7 @@ class Prompt:
     """A tokenised question: image positions are in `tokens`, `images` are 8-bit RGB squares in their order."""
 
     tokens: Int[np.ndarray, " T"]
-    images: Sequence[np.ndarray]
+    images: UInt8[np.ndarray, "N H W 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,7 @@ class Sampler:
         for row, prompt in enumerate(prompts):
             lengths[row] = len(prompt.tokens)
             tokens[row, : lengths[row]] = prompt.tokens
-            for slot, image in enumerate(prompt.images):
-                images[row, slot] = image
+            images[row, : len(prompt.images)] = prompt.images
         return {"tokens": tokens, "lengths": lengths, "images": images}
 
 

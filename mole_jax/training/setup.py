@@ -22,7 +22,7 @@ from mole_jax.parallel.sharding import check_rows, replicated
 from mole_jax.parameters import Tree, cut
 from mole_jax.training.optimizer import direction, schedule
 from mole_jax.training.state import ModelSpec, place, trainable_table
-from mole_jax.training.step import StepMaker, TrainState
+from mole_jax.training.step import Forward, StepMaker, TrainState
 from mole_jax.weights.run import Meta
 from mole_jax.weights.source import locate, open_base, tokenizer_path
 
@@ -81,6 +81,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     meta = Meta(
         architecture=arch,
         adapter=config.adapter,
+        trained=config.train.trainable,
         prompt=config.data.prompt,
         image_aspect=config.data.image_aspect,
         base=None if config.model.base is None else locate(config.model.base),
@@ -103,7 +104,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         frozen,
         state,
         compiled_step(maker, state, mesh),
-        jax.jit(maker.evaluation_step, out_shardings=replicated(mesh)),
+        jax.jit(maker.forward.evaluation_step, out_shardings=replicated(mesh)),
     )
 
 
@@ -115,9 +116,8 @@ def prepare(
     The optimizer's moments lie where their parameters lie.
     """
     change = direction(config.optimizer, spec.declarations)
-    domains = len(config.data.domains)
-    factor = schedule(config.optimizer, total_steps)
-    maker = StepMaker(config, spec.graph, spec.declarations, change, factor, domains)
+    forward = Forward(config, spec.graph, len(config.data.domains))
+    maker = StepMaker(config, forward, spec.declarations, change, schedule(config.optimizer, total_steps))
     everywhere = replicated(mesh)
     moments = optax.tree.map_params(
         change,
@@ -126,7 +126,7 @@ def prepare(
         trainable,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     )
-    zero = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    zero: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     if isinstance(jax.tree.leaves(trainable)[0], jax.ShapeDtypeStruct):
         return maker, TrainState(zero, zero, trainable, moments)
     moments = jax.jit(change.init, out_shardings=shardings_of(moments))(trainable)

@@ -91,6 +91,4 @@ def format_table(rows: list[dict[str, str | int]]) -> str:
     lines += [(str(row["group"]), str(row["parameter"]), str(row["shape"]), f"{row['numbers']:,}") for row in rows]
     lines.append(("", "all", "", f"{total:,}"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in lines
-    )
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in lines)

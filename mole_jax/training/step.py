@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,15 +53,61 @@ class Sums(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class StepMaker:
-    """What a compiled step is made of; the methods are jitted by the caller."""
+class Forward:
+    """The forward pass that training and evaluation share."""
 
     config: Config
     graph: nnx.GraphDef
+    domains: int
+
+    def sums(self, params: Tree, frozen: Tree, batch: Arrays, key: Array | None) -> Sums:
+        """Runs the model on (a piece of) a batch; `key` turns dropout on."""
+        config, domains = self.config, self.domains
+        model: Llava = nnx.merge(self.graph, params, frozen)
+        hidden, use = model.hidden(
+            batch["tokens"],
+            batch["images"],
+            batch["positions"],
+            batch["segment_ids"],
+            dtype=jnp.dtype(config.model.compute_dtype),
+            segments=config.data.examples_per_row,
+            key=key,
+            remat=config.model.remat,
+        )
+        mask = batch["loss_mask"].astype(jnp.float32)
+        # Masked rather than multiplied: a NaN at an unsupervised position must not reach the sum.
+        losses = jnp.where(mask > 0, token_losses(model.decoder, hidden, batch["targets"]), 0.0)
+        of_domain = jax.nn.one_hot(batch["domain_ids"], domains)
+        by_domain = jnp.einsum("bs,bsm->m", losses, of_domain), jnp.einsum("bs,bsm->m", mask, of_domain)
+        if use is None:
+            return Sums(*by_domain, jnp.zeros(()), jnp.zeros(()), jnp.zeros((domains, 0, 0)))
+        return Sums(
+            *by_domain,
+            balance=balance_loss_sum(use, config.adapter.balance_loss),
+            entropy=use.entropy.sum() / use.entropy.shape[0],
+            use=self.use_by_domain(use, batch),
+        )
+
+    def use_by_domain(self, use: RouterUse, batch: Arrays) -> Float[Array, "domains L E"]:
+        segments = jax.nn.one_hot(batch["segment_ids"] - 1, use.choices.shape[2])
+        # All tokens of a segment are of one domain, so the largest id is that of the segment.
+        ids = jnp.max(segments * batch["domain_ids"][..., None], axis=1).astype(jnp.int32)
+        return jnp.einsum("lbke,bkm->mle", use.choices, jax.nn.one_hot(ids, self.domains))
+
+    def evaluation_step(self, params: Tree, frozen: Tree, batch: Arrays) -> Sums:
+        """Returns the sums of a held-out batch: no dropout, nothing changed."""
+        return self.sums(params, frozen, batch, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMaker:
+    """What a training step is made of; `train_step` is jitted by the caller."""
+
+    config: Config
+    forward: Forward
     declarations: Mapping[str, Parameter]
     direction: optax.GradientTransformation
     factor: Schedule
-    domains: int
 
     def train_step(self, state: TrainState, frozen: Tree, batch: Arrays) -> tuple[TrainState, dict[str, Array]]:
         """Applies one update; leaves parameters and moments as they are if loss or gradient is not finite."""
@@ -72,7 +118,7 @@ class StepMaker:
         segments = jnp.maximum(batch["segment_ids"].max(axis=1).sum(), 1).astype(jnp.float32)
 
         def objective(params: Tree, piece: Arrays, key: Array) -> tuple[Array, Sums]:
-            sums = self.sums(nnx.merge(self.graph, params, frozen), piece, key)
+            sums = self.forward.sums(params, frozen, piece, key)
             balance = config.adapter.balance_weight * sums.balance / segments
             return sums.losses.sum() / tokens + balance, sums
 
@@ -80,7 +126,7 @@ class StepMaker:
         (total, sums), grads = self.accumulate(gradient, state.params, batch, key)
         norm = optax.global_norm(grads)
         updates, moments = self.direction.update(grads, state.moments, state.params)
-        updates = scale_by_group(updates, self.factor(state.applied), config.optimizer, self.declarations)
+        updates = scale_by_group(cast(Tree, updates), self.factor(state.applied), config.optimizer, self.declarations)
         fine = jnp.isfinite(total) & jnp.isfinite(norm)
         params, moments = jax.tree.map(
             lambda new, old: jnp.where(fine, new, old),
@@ -114,40 +160,3 @@ class StepMaker:
         shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, start, (cuts, keys))[0]
-
-    def sums(self, model: Llava, batch: Arrays, key: Array | None) -> Sums:
-        """Runs the model on (a piece of) a batch; `key` turns dropout on."""
-        config, domains = self.config, self.domains
-        hidden, use = model.hidden(
-            batch["tokens"],
-            batch["images"],
-            batch["positions"],
-            batch["segment_ids"],
-            dtype=jnp.dtype(config.model.compute_dtype),
-            segments=config.data.examples_per_row,
-            key=key,
-            remat=config.model.remat,
-        )
-        mask = batch["loss_mask"].astype(jnp.float32)
-        # Masked rather than multiplied: a NaN at an unsupervised position must not reach the sum.
-        losses = jnp.where(mask > 0, token_losses(model.decoder, hidden, batch["targets"]), 0.0)
-        of_domain = jax.nn.one_hot(batch["domain_ids"], domains)
-        by_domain = jnp.einsum("bs,bsm->m", losses, of_domain), jnp.einsum("bs,bsm->m", mask, of_domain)
-        if use is None:
-            return Sums(*by_domain, jnp.zeros(()), jnp.zeros(()), jnp.zeros((domains, 0, 0)))
-        return Sums(
-            *by_domain,
-            balance=balance_loss_sum(use, config.adapter.balance_loss),
-            entropy=use.entropy.sum() / use.entropy.shape[0],
-            use=self.use_by_domain(use, batch),
-        )
-
-    def use_by_domain(self, use: RouterUse, batch: Arrays) -> Float[Array, "domains L E"]:
-        segments = jax.nn.one_hot(batch["segment_ids"] - 1, use.choices.shape[2])
-        # All tokens of a segment are of one domain, so the largest id is that of the segment.
-        ids = jnp.max(segments * batch["domain_ids"][..., None], axis=1).astype(jnp.int32)
-        return jnp.einsum("lbke,bkm->mle", use.choices, jax.nn.one_hot(ids, self.domains))
-
-    def evaluation_step(self, params: Tree, frozen: Tree, batch: Arrays) -> Sums:
-        """Returns the sums of a held-out batch: no dropout, nothing changed."""
-        return self.sums(nnx.merge(self.graph, params, frozen), batch, None)

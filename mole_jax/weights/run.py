@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mole_jax import config_json
-from mole_jax.config import AdapterConfig, PromptName
+from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parameters import flatten, unflatten
@@ -32,9 +32,11 @@ class Meta:
     architecture: LlavaArchitecture
     adapter: AdapterConfig
     """Ranks, targets, router setting: inference uses the setting that the weights were trained with."""
+    trained: tuple[str, ...]
+    """Parameter groups that were trained; they are float32 and stored here. Empty for a converted base."""
     prompt: PromptName | None
     """Prompt preset of the training; None for a converted base."""
-    image_aspect: str | None
+    image_aspect: ImageAspect | None
     """How images were made square; None for a converted base."""
     base: str | None
     """Folder or hub name of the weights that are not stored here; None: all are, or they are made from `seed`."""

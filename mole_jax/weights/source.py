@@ -6,14 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 import jax
 from etils import epath
 
 from mole_jax import config_json
-from mole_jax.config import AdapterConfig, ModelConfig, PromptName
+from mole_jax.config import AdapterConfig, ImageAspect, ModelConfig, PromptName
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture, preset
 from mole_jax.weights import hf, run
@@ -25,12 +24,23 @@ Abstract = Mapping[str, jax.ShapeDtypeStruct]
 class Source(Protocol):
     """Weights that can be loaded into shardings."""
 
-    architecture: LlavaArchitecture
-    adapter: AdapterConfig
-    prompt: PromptName | None
-    image_aspect: str | None
-    tokenizer: str | None
-    """Folder with the tokenizer's files, if there is one."""
+    @property
+    def architecture(self) -> LlavaArchitecture: ...
+    @property
+    def adapter(self) -> AdapterConfig: ...
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Groups that are float32 here; the rest is frozen."""
+        ...
+
+    @property
+    def prompt(self) -> PromptName | None: ...
+    @property
+    def image_aspect(self) -> ImageAspect | None: ...
+    @property
+    def tokenizer(self) -> str | None:
+        """Folder with the tokenizer's files, if there is one."""
+        ...
 
     def content_hash(self) -> str:
         """Returns what identifies these weights by their content."""
@@ -45,13 +55,14 @@ class HfSource:
     """A Hugging Face LLaVA folder or hub name."""
 
     adapter = AdapterConfig(kind="none")
+    trained = ()
     prompt = None
     image_aspect = None
 
     def __init__(self, name: str):
         self.checkpoint = hf.HfCheckpoint.open(name)
         self.architecture = self.checkpoint.architecture
-        self.tokenizer = str(self.checkpoint.folder)
+        self.tokenizer = _tokenizer_in(epath.Path(self.checkpoint.folder))
 
     def content_hash(self) -> str:
         return hf.content_hash(self.checkpoint.folder)
@@ -76,9 +87,10 @@ class RunSource:
         self.meta = run.read_meta(folder, step)
         self.architecture = self.meta.architecture
         self.adapter = self.meta.adapter
-        self.prompt = self.meta.prompt
-        self.image_aspect = self.meta.image_aspect
-        self.tokenizer = str(folder)
+        self.trained = self.meta.trained
+        self.prompt: PromptName | None = self.meta.prompt
+        self.image_aspect: ImageAspect | None = self.meta.image_aspect
+        self.tokenizer = _tokenizer_in(folder)
 
     def content_hash(self) -> str:
         digest = hashlib.sha256(json.dumps(self.meta.to_json(), sort_keys=True).encode())
@@ -110,6 +122,7 @@ class RandomSource:
     architecture: LlavaArchitecture
     seed: int
     adapter = AdapterConfig(kind="none")
+    trained = ()
     prompt = None
     image_aspect = None
     tokenizer = None
@@ -170,6 +183,11 @@ def open_base(config: ModelConfig, seed: int) -> Source:
     return source
 
 
+def _tokenizer_in(folder: epath.Path) -> str | None:
+    names = ("tokenizer.model", "tokenizer.json")
+    return str(folder) if any((folder / name).exists() for name in names) else None
+
+
 def tokenizer_path(config: ModelConfig, source: Source) -> str:
     """Returns where the tokenizer is.
 
@@ -178,5 +196,8 @@ def tokenizer_path(config: ModelConfig, source: Source) -> str:
     """
     path = config.tokenizer or source.tokenizer
     if path is None:
-        raise UserError("config: model.tokenizer is not set and model.preset brings none; name a folder with one")
-    return str(Path(path)) if "://" not in path else path
+        raise UserError(
+            "config: model.tokenizer is not set and there is no tokenizer.model or tokenizer.json beside the weights; "
+            "name a folder that has one"
+        )
+    return path
