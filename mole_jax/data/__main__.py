@@ -8,8 +8,8 @@ import sys
 from mole_jax import cli
 from mole_jax.data import check
 from mole_jax.data.tokenizer import Tokenizer
-from mole_jax.errors import UserError, run_door
-from mole_jax.model.architecture import preset
+from mole_jax.errors import run_door
+from mole_jax.weights.source import open_base, tokenizer_path
 
 
 def main() -> None:
@@ -19,13 +19,11 @@ def main() -> None:
         "Reads every record of the mixture, counts, and lists every problem.",
         extra=_add_flags,
     )
-    path = config.model.tokenizer or config.model.base
-    if path is None:
-        raise UserError("config: model.tokenizer is not set and there is no model.base to take it from; set one")
-    architecture = preset(config.model.preset or "vicuna-7b")
+    source = open_base(config.model, config.seed)
+    architecture = source.architecture
     loader = check.open_loader(
         config.data,
-        Tokenizer.load(path),
+        Tokenizer.load(tokenizer_path(config.model, source)),
         image_size=architecture.vision.image_size,
         image_span=architecture.image_span,
         image_token_id=architecture.image_token_id,

@@ -15,7 +15,7 @@ from mole_jax.adapters.router import Routing
 from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.model.layers import Linear, Remat, RMSNorm, attention, rematerialised
 from mole_jax.model.rotary import rotate, rotations
-from mole_jax.parallel.sharding import constrain
+from mole_jax.parallel.sharding import split_rows
 from mole_jax.parameters import Declare, DecoderParam, normal
 
 
@@ -124,10 +124,10 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], RouterUse | None, tuple[Array, Array] | None]:
         attention_key, mlp_key = _split(key, 2)
         y, kv_cache = self.attention(self.attention_norm(x), frame, kv_cache, attention_key)
-        x = constrain(x + y, "batch", "sequence", None)
+        x = split_rows(x + y)
         y, routing = self.mlp(self.mlp_norm(x), mlp_key)
         use = None if routing is None or frame.segments is None else router_use(routing, frame.segments)
-        return constrain(x + y, "batch", "sequence", None), use, kv_cache
+        return split_rows(x + y), use, kv_cache
 
 
 class Decoder(nnx.Module):

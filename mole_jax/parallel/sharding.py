@@ -12,29 +12,14 @@ from mole_jax.errors import UserError
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parameters import Parameter
 
-RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    # Every data and fsdp device has rows of its own.
-    "batch": ("data", "fsdp"),
-    # Each matrix has exactly one axis of this kind, so each is cut once.
-    "embed": "fsdp",
-    # Not cut.
-    "sequence": None,
-    "layers": None,
-    "width": None,
-    "mlp": None,
-    "heads": None,
-    "kv_heads": None,
-    "vocab": None,
-    "expert": None,
-    "rank": None,
-    "patch": None,
-    "channel": None,
-}
+BATCH = ("data", "fsdp")
+"""Mesh axes that split the rows of a batch."""
 
+FSDP_ORDER = ("embed", "mlp", "heads", "kv_heads")
+"""`fsdp` cuts a parameter along the first of these axes that it has; all other axes stay whole."""
 
-def spec(*axes: str | None) -> PartitionSpec:
-    """Returns the partition of an array with these named axes; None is an axis that is never cut."""
-    return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+AXES = frozenset(FSDP_ORDER) | {"layers", "width", "vocab", "expert", "rank", "patch", "channel"}
+"""Every axis name that a parameter may be declared with."""
 
 
 def parameter_sharding(path: str, parameter: Parameter, mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -44,31 +29,33 @@ def parameter_sharding(path: str, parameter: Parameter, mesh: jax.sharding.Mesh)
         UserError: a mesh axis does not divide the axis of the parameter that it cuts.
     """
     axes: tuple[str, ...] = parameter.get_metadata("axes")
+    assert set(axes) <= AXES, f"{path} has an axis that the table lacks: {axes}"
+    chosen = next((axis for axis in FSDP_ORDER if axis in axes), None)
+    parts = mesh.shape["fsdp"]
     for axis, size in zip(axes, parameter.shape, strict=True):
-        mesh_axis = RULES[axis]
-        if isinstance(mesh_axis, str) and size % mesh.shape[mesh_axis]:
-            best = max(n for n in range(1, mesh.shape[mesh_axis] + 1) if size % n == 0)
+        if axis == chosen and size % parts:
+            best = max(n for n in range(1, parts + 1) if size % n == 0)
             raise UserError(
-                f"config: mesh.{mesh_axis} {mesh.shape[mesh_axis]} does not divide axis '{axis}' ({size}) of parameter "
-                f"{path}; the nearest that does is {best}"
+                f"config: mesh.fsdp {parts} does not divide axis '{axis}' ({size}) of parameter {path}; "
+                f"the nearest that does is {best}"
             )
-    return NamedSharding(mesh, spec(*axes))
+    return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == chosen else None for axis in axes)))
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Returns the sharding of arrays whose first axis is the batch."""
-    return NamedSharding(mesh, spec("batch"))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins an intermediate to its place on the mesh in force (`jax.set_mesh`); does nothing without one."""
+def split_rows(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Pins an intermediate whose `axis` counts rows to the mesh in force (`jax.set_mesh`); does nothing without one."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(None,) * axis, BATCH))
 
 
 def check_rows(rows: int, accumulation: int, mesh: jax.sharding.Mesh) -> None:

@@ -89,7 +89,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         seed=config.seed,
     )
     if jax.process_index() == 0:
-        tokenizer.save(workdir)
+        tokenizer.save(str(workdir))
         rows = trainable_table(spec.declarations, config.train.trainable)
         (workdir / "trainable.json").write_text(json.dumps(rows, indent=1))
     return Run(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from mole_jax.adapters.balance import RouterUse, balance_loss_sum
 from mole_jax.config import Config
 from mole_jax.model.llava import Llava
-from mole_jax.parallel.sharding import constrain
+from mole_jax.parallel.sharding import split_rows
 from mole_jax.parameters import Parameter, Tree
 from mole_jax.training.loss import token_losses
 from mole_jax.training.optimizer import Schedule, scale_by_group
@@ -124,7 +124,7 @@ class StepMaker:
 
         gradient = jax.value_and_grad(objective, has_aux=True)
         (total, sums), grads = self.accumulate(gradient, state.params, batch, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, moments = self.direction.update(grads, state.moments, state.params)
         updates = scale_by_group(cast(Tree, updates), self.factor(state.applied), config.optimizer, self.declarations)
         fine = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -151,7 +151,7 @@ class StepMaker:
 
         def cut(x: Array) -> Array:
             # Row i goes to piece i mod pieces, so that every device keeps its own rows.
-            return constrain(jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), None, "batch")
+            return split_rows(jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), axis=1)
 
         def add(total, piece_and_key):
             return jax.tree.map(jnp.add, total, gradient(params, *piece_and_key)), None

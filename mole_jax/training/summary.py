@@ -49,7 +49,7 @@ def speed_metrics(
     peak_flops: float | None,
     devices: int,
 ) -> dict[str, float]:
-    """Returns the speed of the last `steps`, which took `seconds`: tokens without padding, share of waiting for data, MFU.
+    """Returns the speed of the last `steps`, which took `seconds`: tokens without padding, wait for data, MFU.
 
     MFU is model FLOPs (recomputation not counted) over the chips' bfloat16 peak; left out where none is published.
     """

@@ -54,5 +54,5 @@ def convert(source_path: str, output: str, to: str, dtype: str) -> str:
         )
         run.write_params(folder, leaves, meta)
         if tokenizer is not None:
-            Tokenizer.load(tokenizer).save(folder)
+            Tokenizer.load(tokenizer).save(str(folder))
     return f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {dtype}"

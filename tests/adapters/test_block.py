@@ -24,23 +24,25 @@ def golden(request, goldens):
         yield dict(np.load(goldens / "mole_block" / f"{request.param}.npz"))
 
 
-def build(golden, gradient: str, kind: str = "mole"):
-    """Returns (graph, arrays by path, as float64) of our MLP with the released weights."""
+def build_graph(golden, gradient: str, kind: str = "mole") -> nnx.GraphDef:
+    """Returns our MLP of the released block's sizes, without its arrays."""
     d, f, experts, rank, alpha = (int(n) for n in golden["hyper"][:5])
     arch = DecoderArchitecture(vocab=8, width=d, mlp_width=f, layers=1, heads=1, kv_heads=1, head_dim=d, max_position=8)
-    adapters = Adapters(
-        AdapterConfig(
-            kind=kind,
-            rank=rank,
-            alpha=float(alpha),
-            dropout=0.0,
-            experts=experts,
-            router_bias=True,
-            router_gradient=gradient,
-        )
+    config = AdapterConfig(
+        kind=kind,
+        rank=rank,
+        alpha=float(alpha),
+        dropout=0.0,
+        experts=experts,
+        router_bias=True,
+        router_gradient=gradient,
     )
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Mlp(Declare(AdapterParam, nnx.Rngs(0)), arch, adapters)))
-    return graph, ours(golden, "w/", experts)
+    return nnx.graphdef(nnx.eval_shape(lambda: Mlp(Declare(AdapterParam, nnx.Rngs(0)), arch, Adapters(config))))
+
+
+def build(golden, gradient: str):
+    """Returns (graph, arrays by path in float64) of our MLP with the released weights."""
+    return build_graph(golden, gradient), ours(golden, "w/", int(golden["hyper"][2]))
 
 
 def ours(golden, prefix: str, experts: int) -> dict[str, jax.Array]:
@@ -98,7 +100,7 @@ def test_balance_loss_and_its_gradient_equal_the_released_one(golden):
 
 @pytest.mark.parametrize("gradient", ["straight_through", "gate_scaled"])
 def test_other_router_gradients_match_their_definition(golden, gradient):
-    """straight_through: forward of `none`, router gradient sum_e <dy, E_e(x)> dp_e; gate_scaled: y = W0 x + p_k E_k x."""
+    """straight_through: forward of `none`, backward of softmax; gate_scaled: y = W0 x + p_k E_k(x)."""
     graph, leaves = build(golden, gradient)
     literal, _ = build(golden, "none")
     x, cotangent = jnp.asarray(golden["x"]), jnp.asarray(golden["cotangent"])
@@ -123,10 +125,8 @@ def test_other_router_gradients_match_their_definition(golden, gradient):
     def by_definition(leaves):
         probs = jax.nn.softmax(x @ leaves["router/kernel"] + leaves["router/bias"])
         choice = jnp.asarray(golden["choice"])
-        if gradient == "gate_scaled":
-            weights = choice * probs
-        else:
-            weights = jax.lax.stop_gradient(choice - probs) + probs
+        straight = jax.lax.stop_gradient(choice - probs) + probs
+        weights = choice * probs if gradient == "gate_scaled" else straight
         return (mlp_by_definition(leaves, x, weights) * cotangent).sum()
 
     if gradient == "straight_through":
@@ -151,7 +151,7 @@ def test_one_expert_equals_plain_lora(golden):
     single["router/kernel"] = single["router/kernel"][:, :1]
     single["router/bias"] = single["router/bias"][:1]
     golden_one = {**golden, "hyper": np.concatenate([golden["hyper"][:2], [1], golden["hyper"][3:]])}
-    lora_graph, _ = build(golden, "none", kind="lora")
+    lora_graph = build_graph(golden, "none", kind="lora")
     lora = {path: leaf for path, leaf in single.items() if not path.startswith("router")}
     expected, routing = call(lora_graph, lora, x)
     assert routing is None
@@ -159,15 +159,6 @@ def test_one_expert_equals_plain_lora(golden):
     for gradient in ("none", "straight_through", "gate_scaled", "dense"):
         graph = build_graph(golden_one, gradient)
         np.testing.assert_array_equal(call(graph, single, x)[0], expected)
-
-
-def build_graph(golden, gradient):
-    d, f, experts, rank, alpha = (int(n) for n in golden["hyper"][:5])
-    arch = DecoderArchitecture(vocab=8, width=d, mlp_width=f, layers=1, heads=1, kv_heads=1, head_dim=d, max_position=8)
-    config = AdapterConfig(
-        rank=rank, alpha=float(alpha), dropout=0.0, experts=experts, router_bias=True, router_gradient=gradient
-    )
-    return nnx.graphdef(nnx.eval_shape(lambda: Mlp(Declare(AdapterParam, nnx.Rngs(0)), arch, Adapters(config))))
 
 
 def test_router_has_no_bias_by_default_and_float32_logits():

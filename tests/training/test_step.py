@@ -1,0 +1,240 @@
+"""The training step: what it changes, what it leaves, and that pieces and devices do not matter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mole_jax.config import GROUPS, AdapterConfig, MeshConfig, OptimizerConfig
+from mole_jax.parallel.mesh import make_mesh
+from mole_jax.parallel.sharding import put_batch
+from mole_jax.parameters import cut, flatten, group_of
+from mole_jax.training.optimizer import direction, peak_learning_rates, scale_by_group, schedule
+from mole_jax.training.setup import compiled_step, prepare
+from mole_jax.training.state import ModelSpec, place
+from mole_jax.weights.source import open_base
+from tests import tiny
+
+FINE = {"atol": 1e-6, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def batch(data):
+    """Eight packed rows of the real mixture, as host arrays."""
+    from mole_jax.data.mixture import Mixture
+    from mole_jax.data.tokenizer import Tokenizer
+
+    config = tiny.config(data)
+    arch = open_base(config.model, 0).architecture
+    mixture = Mixture.build(
+        config.data,
+        seed=0,
+        tokenizer=Tokenizer.load(tiny.TOKENIZER),
+        image_size=arch.vision.image_size,
+        image_span=arch.image_span,
+        image_token_id=arch.image_token_id,
+        rows=8,
+    )
+    arrays = next(mixture).arrays()
+    mixture.close()
+    return arrays
+
+
+class Trainer:
+    """A state and its compiled step on a mesh."""
+
+    def __init__(self, config):
+        self.config = config
+        self.mesh = make_mesh(config.mesh)
+        source = open_base(config.model, config.seed)
+        self.spec = ModelSpec.of(source.architecture, config.adapter)
+        leaves = place(self.spec, source, self.mesh, config.train.trainable, "float32", config.seed)
+        # B starts at zero, which hides most gradients; a little noise shows them.
+        key = jax.random.key(7)
+        for path, leaf in leaves.items():
+            if path.endswith("adapter/b"):
+                leaves[path] = jax.device_put(0.1 * jax.random.normal(key, leaf.shape), leaf.sharding)
+        params, self.frozen = cut(leaves, self.spec.declarations, config.train.trainable)
+        maker, self.state = prepare(config, self.spec, self.mesh, params, total_steps=10)
+        self.step = compiled_step(maker, self.state, self.mesh)
+
+    def __call__(self, batch):
+        with jax.set_mesh(self.mesh):
+            self.state, output = self.step(self.state, self.frozen, put_batch(batch, self.mesh))
+        return jax.device_get(output)
+
+    def params(self):
+        return {path: np.array(leaf) for path, leaf in flatten(self.state.params).items()}
+
+
+@pytest.fixture(scope="module")
+def one_device(data, batch):
+    """(params, metrics) after two steps on one device, undivided."""
+    trainer = Trainer(tiny.config(data))
+    return [trainer(batch), trainer(batch)][-1], trainer.params()
+
+
+@pytest.mark.parametrize(
+    ("mesh", "accumulation"),
+    [((1, 1), 4), ((8, 1), 1), ((2, 4), 1), ((2, 2), 2)],
+    ids=["accumulated", "data8", "data2_fsdp4", "data2_fsdp2_accumulated"],
+)
+def test_devices_and_pieces_give_the_update_of_one_large_batch(data, batch, one_device, mesh, accumulation):
+    trainer = Trainer(tiny.config(data, mesh={"data": mesh[0], "fsdp": mesh[1]}, train={"accumulation": accumulation}))
+    trainer(batch)
+    output = trainer(batch)
+    expected, params = one_device
+    np.testing.assert_allclose(output["total_loss"], expected["total_loss"], rtol=1e-5)
+    np.testing.assert_allclose(output["grad_norm"], expected["grad_norm"], rtol=1e-5)
+    np.testing.assert_array_equal(output["sums"].tokens, expected["sums"].tokens)
+    for path, leaf in trainer.params().items():
+        # Adam divides by the root of the second moment, which magnifies rounding where gradients are tiny.
+        np.testing.assert_allclose(leaf, params[path], atol=2e-4, rtol=1e-4, err_msg=path)
+
+
+def test_pieces_are_weighted_by_their_supervised_tokens(data, batch):
+    """Half the rows lose all supervision but one token: unequal pieces still give the large batch's gradient."""
+    uneven = {**batch, "loss_mask": batch["loss_mask"].copy()}
+    uneven["loss_mask"][1::2] = 0
+    uneven["loss_mask"][1, np.flatnonzero(batch["loss_mask"][1])[0]] = 1
+    whole, pieces = Trainer(tiny.config(data)), Trainer(tiny.config(data, train={"accumulation": 2}))
+    expected, output = whole(uneven), pieces(uneven)
+    np.testing.assert_allclose(output["total_loss"], expected["total_loss"], rtol=1e-5)
+    np.testing.assert_allclose(output["grad_norm"], expected["grad_norm"], rtol=1e-5)
+
+
+def test_the_base_stays_and_every_adapter_moves(data, batch):
+    trainer = Trainer(tiny.config(data))
+    frozen = {path: np.array(leaf) for path, leaf in flatten(trainer.frozen).items()}
+    before = trainer.params()
+    groups = {group_of(trainer.spec.declarations[path]) for path in before}
+    assert groups == {"adapters", "router", "projector"}
+    for _ in range(2):
+        trainer(batch)
+    for path, leaf in flatten(trainer.frozen).items():
+        np.testing.assert_array_equal(leaf, frozen[path], err_msg=path)
+    for path, leaf in trainer.params().items():
+        moved = leaf != before[path]
+        if path.endswith("/b") and leaf.ndim == 3:
+            assert moved.all(axis=-1).any(axis=-1).all(), f"{path}: a layer did not move"
+        assert moved.mean() > 0.5, path
+
+
+def test_a_batch_that_gives_nan_changes_nothing(data, batch):
+    trainer = Trainer(tiny.config(data))
+    trainer(batch)
+    before, moments = trainer.params(), jax.device_get(trainer.state.moments)
+    # An image of NaN stands for whatever makes a loss infinite.
+    poison = {**batch, "images": np.full(batch["images"].shape, np.nan, np.float32)}
+    output = trainer(poison)
+    assert not output["finite"]
+    assert not np.isfinite(output["total_loss"])
+    assert (int(trainer.state.step), int(trainer.state.applied)) == (2, 1)
+    for path, leaf in trainer.params().items():
+        np.testing.assert_array_equal(leaf, before[path], err_msg=path)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(trainer.state.moments), moments)
+    assert trainer(batch)["finite"]
+
+
+def test_the_state_is_donated_and_the_optimizer_is_sharded_like_its_parameters(data, batch):
+    trainer = Trainer(tiny.config(data, mesh={"data": 2, "fsdp": 4}))
+    old = trainer.state
+    trainer(batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+    params = flatten(trainer.state.params)
+    cut_in_four = [path for path, leaf in params.items() if leaf.sharding.shard_shape(leaf.shape) != leaf.shape]
+    whole = [path for path in params if path not in cut_in_four]
+    assert all("router" in path or path.endswith("bias") for path in whole), whole
+    (adam,) = (part for part in trainer.state.moments if hasattr(part, "mu"))
+    for moments in (adam.mu, adam.nu):
+        for path, leaf in flatten(moments).items():
+            assert leaf.sharding.is_equivalent_to(params[path].sharding, leaf.ndim), path
+
+
+def test_dropout_follows_seed_and_step(data, batch):
+    first, again, other = (
+        Trainer(dataclasses.replace(tiny.config(data, adapter={"dropout": 0.5}), seed=seed)) for seed in (1, 1, 1)
+    )
+    losses = [float(first(batch)["total_loss"]) for _ in range(2)]
+    assert losses == [float(again(batch)["total_loss"]) for _ in range(2)]
+    other.state = other.state._replace(step=jax.device_put(jnp.int32(5), other.state.step.sharding))
+    assert float(other(batch)["total_loss"]) != losses[0]
+
+
+def test_learning_rates_and_decay_belong_to_their_groups(data):
+    config = OptimizerConfig(
+        learning_rate=1.0, router_learning_rate=2.0, projector_learning_rate=3.0, base_learning_rate=4.0,
+        weight_decay=0.5, clip_norm=None,
+    )  # fmt: skip
+    assert peak_learning_rates(config) == {
+        "adapters": 1.0, "router": 2.0, "projector": 3.0, "vision": 4.0, "decoder": 4.0,
+    }  # fmt: skip
+    assert set(peak_learning_rates(OptimizerConfig(learning_rate=7.0)).values()) == {7.0}
+    spec = ModelSpec.of(open_base(tiny.config(data).model, 0).architecture, AdapterConfig(rank=2))
+    params = cut({path: np.ones(p.shape) for path, p in spec.declarations.items()}, spec.declarations, GROUPS)[0]
+    change = direction(config, spec.declarations)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates = flatten(
+        scale_by_group(change.update(zero, change.init(params), params)[0], jnp.ones(()), config, spec.declarations)
+    )
+    # With no gradient only the decay moves: 0.5 times the group's rate for matrices, nothing for the rest.
+    rates = peak_learning_rates(config)
+    for path, update in updates.items():
+        matrix = path.endswith(("kernel", "/a", "/b", "patch_embedding"))
+        expected = -0.5 * rates[group_of(spec.declarations[path])] if matrix else 0.0
+        np.testing.assert_allclose(update, expected, err_msg=path)
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+    factor = schedule(OptimizerConfig(warmup_fraction=0.1), 100)
+    assert [float(factor(step)) for step in (0, 5, 10)] == pytest.approx([0.0, 0.5, 1.0])
+    assert float(factor(55)) == pytest.approx(0.5, abs=1e-6)  # cosine, half way
+    assert float(factor(100)) == pytest.approx(0.0, abs=1e-6)
+    assert float(schedule(OptimizerConfig(warmup_fraction=0.0, schedule="constant"), 100)(0)) == 1.0
+
+
+def test_optimizer_equals_adamw_of_optax(data):
+    """With one rate for all, no clipping and no decay, the update is optax.adamw's."""
+    import optax
+
+    config = OptimizerConfig(learning_rate=0.01, clip_norm=None)
+    spec = ModelSpec.of(open_base(tiny.config(data).model, 0).architecture, AdapterConfig(rank=2))
+    params = cut({p: np.ones(d.shape) for p, d in spec.declarations.items()}, spec.declarations, ("adapters",))[0]
+    grads = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), params)
+    ours, theirs = direction(config, spec.declarations), optax.adamw(0.01, weight_decay=0.0)
+    updates = scale_by_group(ours.update(grads, ours.init(params), params)[0], jnp.ones(()), config, spec.declarations)
+    expected, _ = theirs.update(grads, theirs.init(params), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FINE), updates, expected)
+
+
+def test_an_impossible_mesh_is_refused_with_the_nearest_possible():
+    from mole_jax.errors import UserError
+
+    with pytest.raises(UserError, match=r"mesh\.fsdp 3 does not divide the 8 devices .* set mesh\.fsdp to 2"):
+        make_mesh(MeshConfig(fsdp=3))
+    with pytest.raises(UserError, match=r"needs 16 devices, there are 8"):
+        make_mesh(MeshConfig(data=4, fsdp=4))
+
+
+def test_batch_and_parameters_that_the_mesh_does_not_divide_are_refused(data):
+    from mole_jax.errors import UserError
+    from mole_jax.parallel.sharding import check_rows
+
+    with pytest.raises(UserError, match=r"batch_rows 12 does not divide .* the nearest that does is 8"):
+        check_rows(12, 1, make_mesh(MeshConfig(data=8)))
+    config = tiny.config(data, adapter={"kind": "mole"})
+    arch = open_base(config.model, 0).architecture
+    odd = dataclasses.replace(arch, decoder=dataclasses.replace(arch.decoder, width=36, head_dim=8))
+    with pytest.raises(
+        UserError, match=r"mesh\.fsdp 8 does not divide axis 'embed' \(36\) of parameter .*; the nearest"
+    ):
+        ModelSpec.of(odd, config.adapter).abstract(make_mesh(MeshConfig(data=1, fsdp=8)), (), "float32")

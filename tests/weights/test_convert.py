@@ -1,0 +1,133 @@
+"""Weights that travel: HF folder to run, run to HF folder, LoRA merged, and what is refused."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from mole_jax.config import AdapterConfig, MeshConfig, ModelConfig
+from mole_jax.errors import UserError
+from mole_jax.parallel.mesh import make_mesh
+from mole_jax.parameters import group_of, unflatten
+from mole_jax.training.state import ModelSpec, place
+from mole_jax.weights import run
+from mole_jax.weights.convert import convert
+from mole_jax.weights.source import open_base, open_source
+
+
+@pytest.fixture(params=["tiny_llava", "tiny_llava_gqa"])
+def golden(request, goldens):
+    return goldens / request.param
+
+
+def leaves_of(path, trainable=(), dtype="float32"):
+    source = open_source(str(path))
+    spec = ModelSpec.of(source.architecture, source.adapter)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    return spec, place(spec, source, mesh, trainable, dtype, 0)
+
+
+def trained_run(folder, base, kind):
+    """A run's folder as the trainer leaves it, with random adapters on `base`; returns (spec, all leaves)."""
+    source = open_source(str(base))
+    adapter = AdapterConfig(kind=kind, rank=3, alpha=6.0)
+    spec = ModelSpec.of(source.architecture, adapter)
+    groups = ("adapters", "router", "projector")
+    leaves = place(spec, source, make_mesh(MeshConfig(data=1)), groups, "float32", 0)
+    own = {path: leaf for path, leaf in leaves.items() if group_of(spec.declarations[path]) in groups}
+    own = {path: 0.2 * jax.random.normal(jax.random.key(len(path)), leaf.shape) for path, leaf in own.items()}
+    meta = run.Meta(
+        architecture=source.architecture,
+        adapter=adapter,
+        trained=groups,
+        prompt="v1",
+        image_aspect="pad",
+        base=str(base),
+        base_hash=source.content_hash(),
+        seed=0,
+    )
+    run.write_params(run.absolute(str(folder)), own, meta)
+    return spec, leaves | own
+
+
+def logits(spec, leaves):
+    arch = spec.arch
+    tokens = jnp.asarray([[1, *[arch.image_token_id] * arch.image_span, 5, 6, 7]], jnp.int32)
+    side = arch.vision.image_size
+    images = jax.random.normal(jax.random.key(0), (1, 1, side, side, 3))
+    model = nnx.merge(spec.graph, unflatten({path: jnp.asarray(np.asarray(leaf)) for path, leaf in leaves.items()}))
+    return model(tokens, images, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
+
+
+def test_hf_to_run_and_back_is_bit_exact(golden, tmp_path):
+    assert "float32" in convert(str(golden), str(tmp_path / "run"), "run", "float32")
+    _, original = leaves_of(golden)
+    _, stored = leaves_of(tmp_path / "run")
+    assert stored.keys() == original.keys()
+    for path, leaf in original.items():
+        np.testing.assert_array_equal(stored[path], leaf, err_msg=path)
+        assert stored[path].sharding == leaf.sharding
+
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    (file,) = (tmp_path / "hf").glob("*.safetensors")
+    _, again = leaves_of(tmp_path / "hf")
+    for path, leaf in original.items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+    before, after = load_file(golden / "model.safetensors"), load_file(file)
+    assert sum(tensor.size for tensor in before.values()) == sum(tensor.size for tensor in after.values())
+
+
+def test_merged_lora_gives_the_logits_of_base_and_adapter(golden, tmp_path):
+    spec, leaves = trained_run(tmp_path / "run", golden, "lora")
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    merged_spec, merged = leaves_of(tmp_path / "hf")
+    assert merged_spec.adapter.kind == "none"
+    base_spec, base = leaves_of(golden)
+    expected = logits(spec, leaves)
+    np.testing.assert_allclose(logits(merged_spec, merged), expected, atol=1e-4, rtol=1e-4)
+    assert np.abs(logits(base_spec, base) - expected).max() > 0.1, "the adapters matter"
+
+
+def test_a_run_loads_its_base_and_its_own_arrays(goldens, tmp_path):
+    base = goldens / "tiny_llava"
+    _, leaves = trained_run(tmp_path / "run", base, "mole")
+    _, loaded = leaves_of(tmp_path / "run", trainable=("adapters", "router", "projector"))
+    assert loaded.keys() == leaves.keys()
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+
+
+def test_what_cannot_be_is_refused_in_one_line(goldens, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in (goldens / "tiny_llava").iterdir():
+        (base / file.name).write_bytes(file.read_bytes())
+    trained_run(tmp_path / "run", base, "mole")
+
+    with pytest.raises(UserError, match="mixture of 3 experts chosen token by token, which cannot be merged"):
+        convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    with pytest.raises(UserError, match="is a run with mole adapters already"):
+        convert(str(tmp_path / "run"), str(tmp_path / "again"), "run", "float32")
+    with pytest.raises(UserError, match="carries mole adapters; train from its own base"):
+        open_base(ModelConfig(base=str(tmp_path / "run")), 0)
+    with pytest.raises(UserError, match=r"already holds config\.json; choose another --output"):
+        convert(str(base), str(base), "hf", "float32")
+    with pytest.raises(UserError, match=r"neither a run's folder .* nor a HF folder"):
+        open_source(str(tmp_path))
+
+    config = (base / "config.json").read_text()
+    (base / "config.json").write_text(config + "\n")
+    with pytest.raises(UserError, match=r"was trained on another base than .* now holds"):
+        leaves_of(tmp_path / "run")
+
+
+def test_a_run_of_other_shapes_names_the_array(goldens, tmp_path):
+    trained_run(tmp_path / "run", goldens / "tiny_llava", "lora")
+    source = open_source(str(tmp_path / "run"))
+    wider = ModelSpec.of(source.architecture, AdapterConfig(kind="lora", rank=4))
+    with pytest.raises(UserError, match=r"adapter/a has shape \(3, 64, 3\), the config asks for \(3, 64, 4\)"):
+        place(wider, source, make_mesh(MeshConfig(data=1)), (), "float32", 0)
