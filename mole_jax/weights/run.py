@@ -73,18 +73,26 @@ def latest_step(folder: epath.Path) -> int | None:
     return max(steps, default=None)
 
 
+def _reader(folder: epath.Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(create=False)
+    # The trainer's own items are named too, or orbax warns that it cannot read them.
+    arrays, facts = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+    handlers = {"params": arrays(), "meta": facts(), "optimizer": arrays(), "data": facts()}
+    return ocp.CheckpointManager(folder / CHECKPOINTS, options=options, item_handlers=handlers)
+
+
 def read_meta(folder: epath.Path, step: int) -> Meta:
     """Reads what checkpoint `step` says about itself."""
-    path = folder / CHECKPOINTS / str(step) / "meta"
-    return Meta.from_json(ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path), where=str(path))
+    with _reader(folder) as reader:
+        found = reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+    return Meta.from_json(found["meta"], where=str(folder / CHECKPOINTS / str(step)))
 
 
 def stored_shapes(folder: epath.Path, step: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the arrays in checkpoint `step`, by path."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(folder / CHECKPOINTS / str(step) / "params")
-    tree = metadata.item_metadata.tree if hasattr(metadata, "item_metadata") else metadata
-    return {path: tuple(leaf.shape) for path, leaf in flatten(dict(tree)).items()}
+    with _reader(folder) as reader:
+        tree = reader.item_metadata(step)["params"].tree
+    return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
 
 
 def read_params(folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -107,8 +115,9 @@ def read_params(folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeD
                 f"{where}: {path} has shape {stored[path]}, the config asks for {leaf.shape}; "
                 "set rank, experts and architecture as they were in the run"
             )
-    with ocp.StandardCheckpointer() as checkpointer:
-        return flatten(checkpointer.restore(where, unflatten(abstract)))
+    with _reader(folder) as reader:
+        wanted = ocp.args.Composite(params=ocp.args.StandardRestore(unflatten(abstract)))
+        return flatten(reader.restore(step, args=wanted)["params"])
 
 
 def write_params(folder: epath.Path, params: Mapping[str, jax.Array], meta: Meta) -> None:
