@@ -30,6 +30,6 @@ def get_config() -> Config:
         # LLaVA's batch is 128 examples. Rows are packed: at about 1,000 positions an example (576 are its image's),
         # 64 rows of 2,048 hold as many.
         train=TrainConfig(epochs=1.0, batch_rows=64, trainable=("adapters", "projector")),
-        mesh=MeshConfig(data=1, fsdp=8),
+        mesh=MeshConfig(data=-1, fsdp=8),
         checkpoint=CheckpointConfig(every=500),
     )

@@ -52,7 +52,7 @@ def get_config() -> Config:
         # The paper's batch is 64 examples. Rows are packed: at about 1,000 positions an example (576 are its image's),
         # 32 rows of 2,048 hold as many.
         train=TrainConfig(epochs=1.0, batch_rows=32),
-        mesh=MeshConfig(data=1, fsdp=8),
+        mesh=MeshConfig(data=-1, fsdp=8),
         checkpoint=CheckpointConfig(every=500),
         evaluation=EvaluationConfig(tasks=TASKS, every=500),
     )

@@ -41,6 +41,6 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-3),
         # Batch 256 in LLaVA is examples; 88 rows of three examples hold about as many, and divide among 8 devices.
         train=TrainConfig(epochs=1.0, batch_rows=88, trainable=("projector",)),
-        mesh=MeshConfig(data=1, fsdp=8),
+        mesh=MeshConfig(data=-1, fsdp=8),
         checkpoint=CheckpointConfig(every=500),
     )

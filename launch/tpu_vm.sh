@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM or pod slice: copies this checkout to every worker, makes the environment, starts all
-# workers with the same command. Run again, the same command resumes.
+# Trains on a Cloud TPU VM of one host (v5litepod-8, v6e-8 and smaller): copies this checkout to it, makes the
+# environment and starts the training. Run again, the same command resumes.
 #
 #   launch/tpu_vm.sh [--dry-run] NAME ZONE CONFIG WORKDIR [--section.field value ...]
 #
-# NAME and ZONE are those of the TPU VM; WORKDIR is a gs:// folder that all workers reach. PROJECT, if set, is the
-# Google Cloud project.
+# NAME and ZONE are those of the TPU VM; WORKDIR is a gs:// folder or one on the VM. PROJECT, if set, is the Google Cloud
+# project.
 set -euo pipefail
 
 usage() { sed -n 's/^# \{0,1\}//p' "$0" | sed 1d; }
@@ -25,13 +25,9 @@ zone=$2
 config=$3
 workdir=$4
 shift 4
-if [[ $workdir != gs://* ]]; then
-  echo "error: WORKDIR is '$workdir', expected a gs:// folder: the workers share no disk" >&2
-  exit 2
-fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-where=(--zone "$zone" --worker=all)
+where=(--zone "$zone")
 [[ -z ${PROJECT:-} ]] || where+=(--project "$PROJECT")
 
 run() {
@@ -54,9 +50,9 @@ run git -C "$root" archive --format=tar.gz --prefix=mole_jax/ --output "$packed/
 run gcloud compute tpus tpu-vm scp "$packed/$archive" "$name:$archive" "${where[@]}"
 
 train=$(printf '%q ' .venv/bin/python -m mole_jax.train --config "$config" --workdir "$workdir" "$@")
-# jax[tpu] of the pinned jax brings the libtpu that belongs to it.
+# jax[tpu] of the pinned jax brings the libtpu that belongs to it; the other two reach gs:// folders.
 remote="set -e; tar xzf $archive; cd mole_jax; make setup"
 remote+="; .venv/bin/python -m ensurepip >/dev/null 2>&1 || true"
-remote+="; .venv/bin/python -m pip install \"jax[tpu]==\$(sed -n 's/^jax==//p' requirements.txt)\""
+remote+="; .venv/bin/python -m pip install \"jax[tpu]==\$(sed -n 's/^jax==//p' requirements.txt)\" gcsfs google-cloud-storage"
 remote+="; $train"
 run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command "$remote"

@@ -18,7 +18,7 @@ from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import unflatten
-from mole_jax.serving.sampler import Prompt, Sampler
+from mole_jax.serving.sampler import Prompt, Sampler, answer_text
 from mole_jax.training.setup import check_vocabulary
 from mole_jax.training.state import ModelSpec, place
 from mole_jax.weights.source import open_source, tokenizer_path
@@ -81,9 +81,9 @@ def load(path: str, *, tokenizer: str | None = None, dtype: str = "float32") -> 
     source = open_source(path)
     arch = source.architecture
     words = Tokenizer.load(tokenizer_path(ModelConfig(base=path, tokenizer=tokenizer), source))
-    check_vocabulary(words, arch.decoder.vocab, arch.image_token_id)
+    check_vocabulary(words, arch.decoder.vocab)
     spec = ModelSpec.of(arch, source.adapter)
-    leaves = place(spec, source, make_mesh(MeshConfig(data=1)), source.trained, dtype, seed=0)
+    leaves = place(spec, source, make_mesh(MeshConfig(data=1)), source.trained, dtype, source.seed)
     processor = Processor(words, arch, source.prompt or "v1", source.image_aspect or "pad")
     return nnx.merge(spec.graph, unflatten(leaves)), processor
 
@@ -112,8 +112,9 @@ def generate(
         images_per_row=max((len(one.images) for one in asked), default=0) or 1,
         image_size=processor.arch.vision.image_size,
         max_new_tokens=max_new_tokens,
-        eos_id=processor.arch.decoder.eos_id,
+        eos_id=processor.tokenizer.eos_id,
         dtype=jnp.dtype("float32"),
     )
     answers = sampler(nnx.to_pure_dict(state), {}, asked)
-    return [processor.tokenizer.decode(answer).strip() for answer in answers]
+    stop = PROMPTS[processor.prompt].stop_text
+    return [answer_text(processor.tokenizer, answer, stop) for answer in answers]

@@ -57,7 +57,7 @@ def parse(
         SystemExit: after ``--help``, with status 0.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(prog=f"python -m mole_jax.{door}", description=description, add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"python -m mole_jax.{door}", description=description, add_help=False, allow_abbrev=False)
     parser.usage = "%(prog)s --config FILE [--SECTION.FIELD VALUE ...] [options]"
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
     parser.add_argument("--config", metavar="FILE", help="Python file with get_config() -> mole_jax.config.Config")
@@ -99,7 +99,7 @@ def load_config(path: str, overrides: Sequence[str] = (), *, other_flags: Sequen
     return check(config)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:

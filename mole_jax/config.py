@@ -160,7 +160,7 @@ class TrainConfig:
     batch_rows: int = 64
     """Rows per optimizer step over all devices."""
     accumulation: int = 1
-    """Pieces that a batch is cut into, one after the other, to save memory. Does not change the update."""
+    """Pieces that a batch is cut into, one after the other, to save memory. Same update, but for dropout."""
     trainable: tuple[str, ...] = ("adapters", "router", "projector")
     """Parameter groups that train: adapters, router, projector (with image vectors), vision, decoder."""
     log_every: int = 1
@@ -188,7 +188,7 @@ class CheckpointConfig:
     keep_last: int = 2
     """Newest checkpoints kept."""
     keep_best: int = 1
-    """Checkpoints with the lowest held-out loss kept besides (needs evaluation.every)."""
+    """Checkpoints of lowest held-out loss kept besides, among steps that are both evaluated and saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,11 +313,36 @@ def check(config: Config) -> Config:
         config.checkpoint.keep_last >= 1,
         f"checkpoint.keep_last is {config.checkpoint.keep_last}, it must be at least 1",
     )
+    need(
+        config.checkpoint.keep_best >= 0,
+        f"checkpoint.keep_best is {config.checkpoint.keep_best}, it must not be negative",
+    )
     evaluation = config.evaluation
     tasks = [task.name for task in evaluation.tasks]
     need(len(set(tasks)) == len(tasks), f"evaluation.tasks has two tasks of one name among {', '.join(tasks)}")
     need(
         evaluation.every is None or evaluation.every >= 1,
         f"evaluation.every is {evaluation.every}, it must be at least 1",
+    )
+    for field in ("batch_size", "max_new_tokens"):
+        need(
+            getattr(evaluation, field) >= 1,
+            f"evaluation.{field} is {getattr(evaluation, field)}, it must be at least 1",
+        )
+    for task in evaluation.tasks:
+        need(
+            task.limit is None or task.limit >= 1,
+            f"evaluation.tasks: {task.name} has limit {task.limit}, it must be at least 1",
+        )
+    optimizer = config.optimizer
+    for field in ("learning_rate", "router_learning_rate", "projector_learning_rate", "base_learning_rate"):
+        rate = getattr(optimizer, field)
+        need(rate is None or rate >= 0, f"optimizer.{field} is {rate}, it must not be negative")
+    for field in ("b1", "b2"):
+        need(0 <= getattr(optimizer, field) < 1, f"optimizer.{field} is {getattr(optimizer, field)}, must be in [0, 1)")
+    need(optimizer.weight_decay >= 0, f"optimizer.weight_decay is {optimizer.weight_decay}, must not be negative")
+    need(
+        optimizer.clip_norm is None or optimizer.clip_norm > 0,
+        f"optimizer.clip_norm is {optimizer.clip_norm}, it must be over 0, or None for no clipping",
     )
     return config

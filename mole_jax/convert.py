@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-
+from mole_jax.cli import Parser
 from mole_jax.errors import run_door
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mole_jax.convert",
         description="Convert weights. The input's format is recognised: a HF LLaVA folder, a hub name, a run's folder.",
     )
     parser.add_argument("--input", required=True, help="HF LLaVA folder, hub name, or run's folder")
-    parser.add_argument("--output", required=True, help="folder to write; must be empty or not there")
+    parser.add_argument("--output", required=True, help="folder to write; must not hold a model yet")
     parser.add_argument(
         "--to", required=True, choices=("hf", "run"), help="hf: a HF LLaVA folder (LoRA merged); run: a base for train"
     )

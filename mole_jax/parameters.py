@@ -90,7 +90,9 @@ class Declare:
     ) -> Parameter:
         """Returns a float32 parameter of shape ``stack + shape``; `decay`: weight decay applies to it."""
         assert len(shape) == len(axes)
-        value = init(self.rngs.params(), self.stack + shape)
+        # Adapters draw from a stream of their own, so that the base does not depend on whether there are any.
+        stream = self.rngs.adapters if self.kind in (AdapterParam, RouterParam) else self.rngs.params
+        value = init(stream(), self.stack + shape)
         return self.kind(value, axes=self.stack_axes + axes, decay=decay)
 
     def layers(self, count: int) -> Declare:
@@ -98,6 +100,11 @@ class Declare:
 
     def of(self, kind: type[Parameter]) -> Declare:
         return dataclasses.replace(self, kind=kind)
+
+
+def streams(seed: int) -> nnx.Rngs:
+    """Returns the random streams that `Declare` draws from."""
+    return nnx.Rngs(params=seed, adapters=jax.random.fold_in(jax.random.key(seed), 1))
 
 
 def group_of(variable: nnx.Variable) -> str:

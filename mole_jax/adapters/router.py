@@ -51,7 +51,7 @@ class Router(nnx.Module):
 
     def __init__(self, declare: Declare, width: int, experts: int, *, bias: bool, gradient: RouterGradient):
         declare = declare.of(RouterParam)
-        self.kernel = declare((width, experts), ("width", "expert"), kaiming_uniform)
+        self.kernel = declare((width, experts), ("width", "expert"), kaiming_uniform, decay=True)
         self.bias = declare((experts,), ("expert",), zeros) if bias else None
         self.gradient: RouterGradient = gradient
 

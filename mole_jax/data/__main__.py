@@ -1,4 +1,4 @@
-"""`python -m mole_jax.data`: inspects a mixture. Exit status 2 where a record has a problem."""
+"""`python -m mole_jax.data`: inspects a mixture. Exit status 2 where training would stop at a record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main() -> None:
         print(text, end="\n\n")
     inspection = check.inspect(config.data, loader)
     print(inspection)
-    if inspection.problems:
+    if inspection.stops:
         sys.exit(2)
 
 

@@ -12,12 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from mole_jax.clip import CLIP_MEAN
 from mole_jax.errors import UserError
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of CLIP's training pixels, RGB in [0, 1]."""
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of CLIP's training pixels, RGB in [0, 1]."""
 
 PAD_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
 # Formats that only decode pixels; EPS, for example, would start Ghostscript.

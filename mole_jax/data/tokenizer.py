@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
+
+from etils import epath
 
 from mole_jax.errors import UserError
 
@@ -36,22 +36,22 @@ class Tokenizer:
     pad_id: int
     vocab_size: int
 
-    def __init__(self, kind: str, content: bytes, settings: dict, source_files: Sequence[pathlib.Path]):
+    def __init__(self, kind: str, content: bytes, settings: dict, source_files: Sequence[epath.Path]):
         """Use `Tokenizer.load`."""
         self.source_files = tuple(source_files)
         self._kind, self._content, self._settings = kind, content, settings
         self._build()
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> Tokenizer:
+    def load(cls, path: str | epath.Path) -> Tokenizer:
         """Loads a folder's tokenizer.model (preferred) or tokenizer.json, or one such file.
 
         Raises:
           UserError: nothing there, not a tokenizer file, or no end-of-sequence token.
         """
-        path = pathlib.Path(path)
+        path = epath.Path(path)
         if path.is_dir():
-            found = [path / name for name in (MODEL_FILE, JSON_FILE) if (path / name).is_file()]
+            found = [path / name for name in (MODEL_FILE, JSON_FILE) if (path / name).exists()]
             if not found:
                 raise UserError(f"tokenizer: {path} has neither {MODEL_FILE} nor {JSON_FILE}; give model.tokenizer")
             path = found[0]
@@ -84,14 +84,14 @@ class Tokenizer:
         kept = [int(i) for i in ids if 0 <= i < self.vocab_size and int(i) not in self._special]
         return self._model.decode(kept)
 
-    def save(self, folder: str | pathlib.Path) -> None:
+    def save(self, folder: str | epath.Path) -> None:
         """Copies the tokenizer's files into `folder`, under their usual names."""
-        folder = pathlib.Path(folder)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / (MODEL_FILE if self._kind == "sentencepiece" else JSON_FILE)).write_bytes(self._content)
         for file in self.source_files[1:]:
-            if file.is_file() and file.parent.resolve() != folder.resolve():
-                shutil.copyfile(file, folder / file.name)
+            if file.exists() and file.parent != folder:
+                (folder / file.name).write_bytes(file.read_bytes())
 
     def __getstate__(self) -> dict:
         return {name: vars(self)[name] for name in ("source_files", "_kind", "_content", "_settings")}

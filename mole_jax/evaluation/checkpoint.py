@@ -10,14 +10,15 @@ from etils import epath
 
 from mole_jax.config import Config
 from mole_jax.data.tokenizer import Tokenizer
-from mole_jax.evaluation.runner import Evaluator
+from mole_jax.errors import UserError
+from mole_jax.evaluation.runner import Evaluator, result_file
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
 from mole_jax.parameters import unflatten
 from mole_jax.training.setup import check_vocabulary
 from mole_jax.training.state import ModelSpec, place
 from mole_jax.training.step import Forward
-from mole_jax.weights.source import open_source, tokenizer_path
+from mole_jax.weights.source import RunSource, open_source, tokenizer_path
 
 
 def evaluate_checkpoint(config: Config, checkpoint: str, workdir: epath.Path) -> dict[str, Any]:
@@ -33,6 +34,9 @@ def evaluate_checkpoint(config: Config, checkpoint: str, workdir: epath.Path) ->
         UserError: the checkpoint, its tokenizer or a task cannot be read.
     """
     source = open_source(checkpoint)
+    step = source.step if isinstance(source, RunSource) else 0
+    if result_file(workdir, step).exists():
+        raise UserError(f"{result_file(workdir, step)}: results are there already; choose another --workdir")
     data = dataclasses.replace(
         config.data,
         prompt=source.prompt or config.data.prompt,
@@ -41,10 +45,10 @@ def evaluate_checkpoint(config: Config, checkpoint: str, workdir: epath.Path) ->
     config = dataclasses.replace(config, adapter=source.adapter, data=data)
     arch, mesh = source.architecture, make_mesh(config.mesh)
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
-    check_vocabulary(tokenizer, arch.decoder.vocab, arch.image_token_id)
+    check_vocabulary(tokenizer, arch.decoder.vocab)
     spec = ModelSpec.of(arch, source.adapter)
-    leaves = place(spec, source, mesh, source.trained, config.model.frozen_dtype, seed=0)
+    leaves = place(spec, source, mesh, source.trained, config.model.frozen_dtype, source.seed)
     forward = Forward(config, spec.graph, len(config.data.domains))
-    step = jax.jit(forward.evaluation_step, out_shardings=replicated(mesh))
-    evaluator = Evaluator(config, arch, spec.graph, mesh, tokenizer, step)
-    return evaluator.run(workdir, 0, unflatten(leaves), {}, generate=config.evaluation.generate)
+    forward_step = jax.jit(forward.evaluation_step, out_shardings=replicated(mesh))
+    evaluator = Evaluator(config, arch, spec.graph, mesh, tokenizer, forward_step)
+    return evaluator.run(workdir, step, unflatten(leaves), {}, generate=config.evaluation.generate)

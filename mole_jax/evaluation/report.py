@@ -21,7 +21,7 @@ from etils import epath
 from mole_jax.errors import UserError
 from mole_jax.evaluation import plots
 
-_EXPERT_KEY = re.compile(r"router/use/(?P<domain>.+)/layer(?P<layer>\d+)/expert(?P<expert>\d+)")
+_EXPERT_KEY = re.compile(r"router/use/(?P<domain>.+)/expert(?P<expert>\d+)")
 _ABSENT = "-"
 
 _STYLE = """
@@ -243,17 +243,15 @@ def _table(rows: Rows) -> str:
 
 
 def _expert_use(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Expert use of the last step that recorded it, in the shape of eval/expert_use.json."""
+    """Expert use of the last step that recorded it, averaged over layers, in the shape of eval/expert_use.json."""
     for record in reversed(metrics):
         found = [(match, record[key]) for key in record if (match := _EXPERT_KEY.fullmatch(key))]
-        if not found:
-            continue
-        domains = list(dict.fromkeys(match["domain"] for match, _ in found))
-        layers, experts = (1 + max(int(match[axis]) for match, _ in found) for axis in ("layer", "expert"))
-        use = np.zeros((len(domains), layers, experts))
-        for match, value in found:
-            use[domains.index(match["domain"]), int(match["layer"]), int(match["expert"])] = value or 0.0
-        return {"domains": domains, "use": use.tolist()}
+        if found:
+            domains = list(dict.fromkeys(match["domain"] for match, _ in found))
+            use = np.zeros((len(domains), 1, 1 + max(int(match["expert"]) for match, _ in found)))
+            for match, value in found:
+                use[domains.index(match["domain"]), 0, int(match["expert"])] = value or 0.0
+            return {"domains": domains, "use": use.tolist()}
     return None
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from flax import nnx
 
 from mole_jax.config import Config, TaskConfig
+from mole_jax.data.conversation import PROMPTS
 from mole_jax.data.held_out import Question, held_out_batches, questions
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
@@ -22,7 +23,7 @@ from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch
 from mole_jax.parameters import Tree
-from mole_jax.serving.sampler import Prompt, Sampler
+from mole_jax.serving.sampler import Prompt, Sampler, answer_text
 
 
 def result_file(workdir: epath.Path, step: int) -> epath.Path:
@@ -110,7 +111,8 @@ class Evaluator:
             )
         )
         answers = self._sampler(asked)(params, frozen, [Prompt(one.tokens, one.images) for one in asked])
-        texts = [self.tokenizer.decode(answer).strip() for answer in answers]
+        stop = PROMPTS[self.config.data.prompt].stop_text
+        texts = [answer_text(self.tokenizer, answer, stop) for answer in answers]
         scores = [METRICS[task.metric](text, [one.answer]) for text, one in zip(texts, asked, strict=True)]
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ class Evaluator:
             images_per_row=max(1, max(len(one.images) for one in asked)),
             image_size=self.arch.vision.image_size,
             max_new_tokens=settings.max_new_tokens,
-            eos_id=self.arch.decoder.eos_id,
+            eos_id=self.tokenizer.eos_id,
             dtype=jnp.dtype(self.config.model.compute_dtype),
         )
 

@@ -7,13 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.model.architecture import VisionArchitecture
 from mole_jax.model.layers import LayerNorm, Linear, Remat, attention, rematerialised
 from mole_jax.parameters import Declare, VisionParam, normal
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and deviation of the red, green and blue pixels CLIP was trained on, of 1 (openai/CLIP)."""
 
 
 def normalise(images: UInt8[Array, "N H W 3"], dtype: jnp.dtype) -> Float[Array, "N H W 3"]:

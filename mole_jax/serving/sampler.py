@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int, UInt8
 
+from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.model.llava import Llava
 from mole_jax.parallel.sharding import batch_sharding
 from mole_jax.parameters import Tree
@@ -69,6 +70,12 @@ class Sampler:
             tokens[row, : lengths[row]] = prompt.tokens
             images[row, : len(prompt.images)] = prompt.images
         return {"tokens": tokens, "lengths": lengths, "images": images}
+
+
+def answer_text(tokenizer: Tokenizer, tokens: Sequence[int], stop: str | None) -> str:
+    """Returns the text of an answer, up to the text that ends answers under this prompt, if there is one."""
+    text = tokenizer.decode(tokens).strip()
+    return text if stop is None else text.split(stop)[0].strip()
 
 
 @partial(jax.jit, static_argnames=("graph", "max_new_tokens", "eos_id", "dtype"))

@@ -23,6 +23,7 @@ from mole_jax.training.state import format_table, trainable_table
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
 from mole_jax.training.telemetry import MetricsWriter, Progress
+from mole_jax.weights.run import read_meta
 
 TERMINATED = 143
 """Exit status after a SIGTERM that was answered by saving (128 + 15, as a shell would say)."""
@@ -39,6 +40,12 @@ def train(config: Config, workdir: epath.Path) -> None:
     checkpointer = Checkpointer(workdir, config.checkpoint)
     state, start = run.state, checkpointer.latest() or 0
     if start:
+        before = read_meta(workdir, start).base_hash
+        if before != run.meta.base_hash:
+            raise UserError(
+                f"{workdir}: was trained on another base than {config.model.base} now holds (hash {before[:12]}… "
+                f"expected, {run.meta.base_hash[:12]}… found); put the original base back"
+            )
         state, position = checkpointer.restore(start, state)
         run.mixture.set_state(position)
     progress = Progress(run.total_steps, start)
@@ -48,6 +55,7 @@ def train(config: Config, workdir: epath.Path) -> None:
 
     with MetricsWriter(workdir, resume_step=start) as writer, Prefetch(run.mixture) as batches, sigterm() as terminated:
         log = StepLog(run, writer, progress)
+        step = start
         for step in range(start + 1, run.total_steps + 1):
             with log.waiting_for_data():
                 batch, position, drawn = next(batches)
@@ -56,7 +64,9 @@ def train(config: Config, workdir: epath.Path) -> None:
                 state, output = run.step(state, run.frozen, arrays)
             log.add(step, batch, output)
             held_out = None
-            if config.evaluation.every and step % config.evaluation.every == 0 and step < run.total_steps:
+            if step == run.total_steps:
+                held_out = evaluate(run, step, state, progress, generate=config.evaluation.generate)
+            elif config.evaluation.every and step % config.evaluation.every == 0:
                 held_out = evaluate(run, step, state, progress, generate=False)
             stop = bool(terminated) or log.too_many_bad_steps
             if stop or step % config.checkpoint.every == 0 or step == run.total_steps:

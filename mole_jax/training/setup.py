@@ -14,16 +14,18 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config
+from mole_jax.data.load import Source
 from mole_jax.data.mixture import Mixture
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, replicated
-from mole_jax.parameters import Tree, cut
+from mole_jax.parameters import Tree, cut, flatten
 from mole_jax.training.optimizer import direction, schedule
 from mole_jax.training.state import ModelSpec, place, trainable_table
 from mole_jax.training.step import Forward, StepMaker, TrainState
-from mole_jax.weights.run import Meta
+from mole_jax.weights import source as weights
+from mole_jax.weights.run import Meta, latest_step, write_params
 from mole_jax.weights.source import locate, open_base, tokenizer_path
 
 CHANGEABLE = ("name", "mesh", "checkpoint", "data.workers", "train.log_every", "train.max_bad_steps", "model.remat")
@@ -61,7 +63,14 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     source = open_base(config.model, config.seed)
     arch = source.architecture
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
-    check_vocabulary(tokenizer, arch.decoder.vocab, arch.image_token_id)
+    check_vocabulary(tokenizer, arch.decoder.vocab)
+    if config.data.sequence_length > arch.decoder.max_position:
+        raise UserError(
+            f"config: data.sequence_length {config.data.sequence_length} is over the {arch.decoder.max_position} "
+            "positions that the base was made for; lower it"
+        )
+    for task in config.evaluation.tasks:
+        Source.open(task.name, task.path, task.image_root)  # a missing file is told now, not after the training
     mixture = Mixture.build(
         config.data,
         seed=config.seed,
@@ -78,13 +87,16 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     leaves = place(spec, source, mesh, config.train.trainable, config.model.frozen_dtype, config.seed)
     trainable, frozen = cut(leaves, spec.declarations, config.train.trainable)
     maker, state = prepare(config, spec, mesh, trainable, total_steps)
+    base = None if config.model.base is None else locate(config.model.base)
+    if base is None and frozen:
+        base = keep_random_base(workdir, source, flatten(frozen))
     meta = Meta(
         architecture=arch,
         adapter=config.adapter,
         trained=config.train.trainable,
         prompt=config.data.prompt,
         image_aspect=config.data.image_aspect,
-        base=None if config.model.base is None else locate(config.model.base),
+        base=base,
         base_hash=source.content_hash(),
         seed=config.seed,
     )
@@ -175,8 +187,26 @@ def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for name, one in items for path, leaf in _dotted(one, f"{dot}{name}").items()}
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab: int, image_token_id: int) -> None:
-    """Raises `UserError` if the tokenizer's ids do not fit the model's embedding or collide with the image token."""
+def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[str, jax.Array]) -> str:
+    """Writes frozen weights that no file holds into the run's folder, once, and returns their name within it."""
+    folder = workdir / "base"
+    if latest_step(folder) is None:
+        meta = Meta(
+            architecture=source.architecture,
+            adapter=source.adapter,
+            trained=(),
+            prompt=None,
+            image_aspect=None,
+            base=None,
+            base_hash=source.content_hash(),
+            seed=source.seed,
+        )
+        write_params(folder, frozen, meta)
+    return folder.name
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
+    """Raises `UserError` if the tokenizer has ids that the model's embedding lacks."""
     if tokenizer.vocab_size > vocab:
         raise UserError(
             f"config: model.tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {vocab}; "

@@ -14,7 +14,7 @@ from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parallel.sharding import parameter_sharding
-from mole_jax.parameters import Parameter, declared, group_of
+from mole_jax.parameters import Parameter, declared, group_of, streams
 from mole_jax.weights.source import Source
 
 
@@ -29,7 +29,7 @@ class ModelSpec:
 
     @classmethod
     def of(cls, arch: LlavaArchitecture, adapter: AdapterConfig) -> ModelSpec:
-        model = nnx.eval_shape(lambda: Llava(arch, Adapters(adapter), nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: Llava(arch, Adapters(adapter), streams(0)))
         return cls(arch, adapter, nnx.graphdef(model), declared(model))
 
     def abstract(
@@ -53,7 +53,7 @@ class ModelSpec:
             return {}
 
         def make() -> dict[str, jax.Array]:
-            model = Llava(self.arch, Adapters(self.adapter), nnx.Rngs(seed))
+            model = Llava(self.arch, Adapters(self.adapter), streams(seed))
             leaves = declared(model)
             return {path: leaves[path][...].astype(leaf.dtype) for path, leaf in abstract.items()}
 

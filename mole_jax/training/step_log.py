@@ -29,6 +29,7 @@ class StepLog:
         self._peak = peak_flops(run.mesh.devices.flat[0])
         self._pending: tuple[int, Batch, Mapping[str, Any]] | None = None
         self._bad_in_a_row = 0
+        self._bad_file = run.workdir / f"bad_steps{jax.process_index() or ''}.jsonl"
         self._since, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
 
     @property
@@ -87,6 +88,7 @@ class StepLog:
             "grad_norm": str(host["grad_norm"]),
             "records": records,
         }
-        file = self._run.workdir / f"bad_steps{jax.process_index() or ''}.jsonl"
-        before = file.read_text() if file.exists() else ""
-        file.write_text(before + json.dumps(event) + "\n")
+        # A resumed run takes steps again: their earlier events go.
+        before = self._bad_file.read_text().splitlines() if self._bad_file.exists() else []
+        kept = [line for line in before if json.loads(line)["step"] < step]
+        self._bad_file.write_text("\n".join([*kept, json.dumps(event)]) + "\n")

@@ -22,19 +22,18 @@ def convert(source_path: str, output: str, to: str, dtype: str) -> str:
     """Writes the weights at `source_path` to the folder `output` and returns what was done, in a line.
 
     `to` is ``hf`` (a Hugging Face LLaVA folder; plain LoRA is merged) or ``run`` (a run's folder that holds
-    a whole base, which loads straight into any sharding). Frozen weights are written as `dtype`.
+    a whole base, which loads straight into any sharding). Weights are written as `dtype`.
 
     Raises:
         UserError: the input is not recognised or cannot be brought into that format, or the output exists.
     """
     folder = run.absolute(output)
-    for name in ("config.json", run.CHECKPOINTS):
-        if (folder / name).exists():
-            raise UserError(f"{output}: already holds {name}; choose another --output or remove it")
+    if (folder / "config.json").exists() or run.latest_step(folder) is not None:
+        raise UserError(f"{output}: already holds a model; choose another --output or remove it")
     source = open_source(source_path)
     spec = ModelSpec.of(source.architecture, source.adapter)
     # One device: what is converted is written from this host anyway.
-    leaves = place(spec, source, make_mesh(MeshConfig(data=1)), (), dtype, seed=0)
+    leaves = place(spec, source, make_mesh(MeshConfig(data=1)), source.trained, dtype, source.seed)
     tokenizer = source.tokenizer
     if to == "hf":
         arrays = merged({path: np.asarray(leaf) for path, leaf in leaves.items()}, source.adapter, where=source_path)
@@ -42,6 +41,7 @@ def convert(source_path: str, output: str, to: str, dtype: str) -> str:
     else:
         if source.adapter.kind != "none":
             raise UserError(f"{source_path}: is a run with {source.adapter.kind} adapters already; convert it --to hf")
+        leaves = {path: leaf.astype(dtype) for path, leaf in leaves.items()}
         meta = run.Meta(
             architecture=source.architecture,
             adapter=AdapterConfig(kind="none"),
@@ -50,7 +50,7 @@ def convert(source_path: str, output: str, to: str, dtype: str) -> str:
             image_aspect=source.image_aspect,
             base=None,
             base_hash=source.content_hash(),
-            seed=0,
+            seed=source.seed,
         )
         run.write_params(folder, leaves, meta)
         if tokenizer is not None:

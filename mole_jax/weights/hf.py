@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
+from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.hf_config import architecture_from_hf, architecture_to_hf
@@ -37,9 +38,6 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-# Mean and standard deviation of CLIP's training images, of RGB values in [0, 1] (Radford et al. 2021).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _NAMED = 5  # a message names so many keys and counts the rest
 
 

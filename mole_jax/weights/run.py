@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -96,28 +97,33 @@ def stored_shapes(folder: epath.Path, step: int) -> dict[str, tuple[int, ...]]:
 
 
 def read_params(folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Reads the arrays of checkpoint `step`, each into the shape, type and sharding that `abstract` gives.
+    """Reads arrays of checkpoint `step`, each into the shape, type and sharding that `abstract` gives.
 
     Raises:
-        UserError: the checkpoint holds other arrays, or arrays of another shape.
+        UserError: an array is stored in another shape.
     """
     where = folder / CHECKPOINTS / str(step) / "params"
     stored = stored_shapes(folder, step)
-    if stored.keys() != abstract.keys():
-        missing, unknown = sorted(abstract.keys() - stored.keys()), sorted(stored.keys() - abstract.keys())
-        raise UserError(
-            f"{where}: holds other arrays than the model has; missing {len(missing)} {missing[:3]}, "
-            f"unknown {len(unknown)} {unknown[:3]}; check that adapter and trainable groups are those of the run"
-        )
     for path, leaf in abstract.items():
         if stored[path] != leaf.shape:
             raise UserError(
                 f"{where}: {path} has shape {stored[path]}, the config asks for {leaf.shape}; "
                 "set rank, experts and architecture as they were in the run"
             )
-    with _reader(folder) as reader:
-        wanted = ocp.args.Composite(params=ocp.args.StandardRestore(unflatten(abstract)))
-        return flatten(reader.restore(step, args=wanted)["params"])
+    tree = unflatten(abstract)
+    wanted = ocp.args.PyTreeRestore(
+        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return flatten(checkpointer.restore(where, args=wanted))
+
+
+def read_arrays(folder: epath.Path, step: int) -> dict[str, np.ndarray]:
+    """Reads the arrays of checkpoint `step` into host memory, as they were saved."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        where = folder / CHECKPOINTS / str(step) / "params"
+        tree = unflatten(dict.fromkeys(stored_shapes(folder, step), ocp.RestoreArgs(restore_type=np.ndarray)))
+        return flatten(checkpointer.restore(where, restore_args=tree))
 
 
 def write_params(folder: epath.Path, params: Mapping[str, jax.Array], meta: Meta) -> None:

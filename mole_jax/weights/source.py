@@ -29,6 +29,11 @@ class Source(Protocol):
     @property
     def adapter(self) -> AdapterConfig: ...
     @property
+    def seed(self) -> int:
+        """Seed of the arrays that no file holds (adapters that never trained)."""
+        ...
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Groups that are float32 here; the rest is frozen."""
         ...
@@ -55,6 +60,7 @@ class HfSource:
     """A Hugging Face LLaVA folder or hub name."""
 
     adapter = AdapterConfig(kind="none")
+    seed = 0
     trained = ()
     prompt = None
     image_aspect = None
@@ -88,23 +94,25 @@ class RunSource:
         self.architecture = self.meta.architecture
         self.adapter = self.meta.adapter
         self.trained = self.meta.trained
+        self.seed = self.meta.seed
         self.prompt: PromptName | None = self.meta.prompt
         self.image_aspect: ImageAspect | None = self.meta.image_aspect
         self.tokenizer = _tokenizer_in(folder)
 
     def content_hash(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.meta.to_json(), sort_keys=True).encode())
-        params = self.folder / run.CHECKPOINTS / str(self.step) / "params"
-        for file in sorted(params.glob("**/*")):
-            if file.is_file():
-                digest.update(file.relative_to(params).as_posix().encode() + file.read_bytes())
+        # Over the arrays, not the files: orbax lays the same arrays out in other bytes at another time.
+        digest = hashlib.sha256(f"{self.architecture} {self.adapter} {self.meta.base_hash}".encode())
+        for path, array in sorted(run.read_arrays(self.folder, self.step).items()):
+            digest.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
 
     def load(self, abstract: Abstract) -> dict[str, jax.Array]:
         stored = run.stored_shapes(self.folder, self.step)
         below: dict[str, jax.Array] = {}
         if self.meta.base is not None:
-            base = open_source(self.meta.base)
+            # A base inside the run's own folder is named relative to it.
+            inside = self.folder / self.meta.base
+            base = open_source(str(inside) if inside.exists() else self.meta.base)
             if base.content_hash() != self.meta.base_hash:
                 raise UserError(
                     f"{self.folder}: was trained on another base than {self.meta.base} now holds "
@@ -135,12 +143,14 @@ class RandomSource:
 
 
 def open_source(name: str) -> HfSource | RunSource:
-    """Opens a run's folder, a HF folder or a hub name.
+    """Opens a run's folder (its newest checkpoint, or one named as FOLDER/checkpoints/STEP), a HF folder or a hub name.
 
     Raises:
         UserError: it is none of these, or what it holds does not fit together.
     """
     folder = run.absolute(name)
+    if folder.parent.name == run.CHECKPOINTS and folder.name.isdigit() and folder.exists():
+        return RunSource(folder.parent.parent, int(folder.name))
     step = run.latest_step(folder)
     if step is not None:
         return RunSource(folder, step)
@@ -166,8 +176,8 @@ def open_base(config: ModelConfig, seed: int) -> Source:
     source = RandomSource(preset(config.preset), seed) if config.preset else open_source(str(config.base))
     if source.adapter.kind != "none":
         raise UserError(
-            f"config: model.base {config.base} carries {source.adapter.kind} adapters; "
-            "train from its own base, or export it as a merged HF folder first"
+            f"config: model.base {config.base} carries {source.adapter.kind} adapters; train from its own base"
+            + (", or merge them first with convert --to hf" if source.adapter.kind == "lora" else "")
         )
     changes: dict = {
         "feature_layer": config.feature_layer,

@@ -13,7 +13,7 @@ from mole_jax.adapters.build import Adapters
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.model.decoder import Mlp
-from mole_jax.parameters import AdapterParam, Declare, declared, flatten, unflatten
+from mole_jax.parameters import AdapterParam, Declare, declared, flatten, streams, unflatten
 
 FILES = ("e3_r4", "e8_r2")
 
@@ -37,7 +37,7 @@ def build_graph(golden, gradient: str, kind: str = "mole") -> nnx.GraphDef:
         router_bias=True,
         router_gradient=gradient,
     )
-    return nnx.graphdef(nnx.eval_shape(lambda: Mlp(Declare(AdapterParam, nnx.Rngs(0)), arch, Adapters(config))))
+    return nnx.graphdef(nnx.eval_shape(lambda: Mlp(Declare(AdapterParam, streams(0)), arch, Adapters(config))))
 
 
 def build(golden, gradient: str):
@@ -165,7 +165,7 @@ def test_router_has_no_bias_by_default_and_float32_logits():
     arch = DecoderArchitecture(
         vocab=8, width=16, mlp_width=32, layers=1, heads=1, kv_heads=1, head_dim=16, max_position=8
     )
-    mlp = Mlp(Declare(AdapterParam, nnx.Rngs(0)), arch, Adapters(AdapterConfig(rank=2)))
+    mlp = Mlp(Declare(AdapterParam, streams(0)), arch, Adapters(AdapterConfig(rank=2)))
     assert [path for path in declared(mlp) if path.startswith("router")] == ["router/kernel"]
     _, routing = mlp(jnp.ones((1, 3, 16), jnp.bfloat16), None)
     assert routing.probs.dtype == jnp.float32

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mole_jax.data.image import CLIP_MEAN, CLIP_STD, FORMATS, check_image, load_image
+from mole_jax.clip import CLIP_MEAN, CLIP_STD
+from mole_jax.data.image import FORMATS, check_image, load_image
 from mole_jax.errors import UserError
 
 LIMITS = {"size": 8, "aspect": "pad", "max_pixels": 10_000}

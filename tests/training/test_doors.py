@@ -12,6 +12,10 @@ import time
 
 import pytest
 
+from mole_jax import cli
+from mole_jax.errors import UserError
+from mole_jax.training.setup import set_up
+from mole_jax.weights.run import absolute
 from tests import tiny
 
 STEPS = 60
@@ -145,18 +149,41 @@ def wait_for(condition, process):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--optimizer.learning_rate", "0.5"], "holds a run whose optimizer.learning_rate is 0.01, the config has 0.5"),
-        (["--mesh.fsdp", "3", "--mesh.data", "1"], "mesh.data 1 x mesh.fsdp 3 needs 3 devices, there are 1"),
+        (["--mesh.fsdp", "9", "--mesh.data", "1"], "mesh.data 1 x mesh.fsdp 9 needs 9 devices, there are 8"),
         (["--model.preset", "tinny"], "model.preset 'tinny' is unknown, did you mean 'tiny'?"),
         (["--data.domains.0.path", "nowhere.json"], "nowhere.json: no such file"),
         (["--data.sequence_length", "4"], "data.sequence_length 4 has no place for an image"),
+        (["--data.sequence_length", "600"], "data.sequence_length 600 is over the 512 positions"),
+        (["--evaluation.tasks.0.path", "nowhere.json"], "nowhere.json: no such file"),
         (["--train.batch_rows", "6", "--train.accumulation", "4"], "train.batch_rows 6 does not divide into"),
     ],
 )
-def test_mistakes_get_one_line_and_status_2(config, whole, tmp_path, overrides, message):
-    workdir = whole[0] if "learning_rate" in overrides[0] else tmp_path / "run"
-    done = run(config, workdir, *overrides)
+def test_mistakes_get_one_line(config, tmp_path, overrides, message):
+    with pytest.raises(UserError) as caught:
+        set_up(cli.load_config(str(config), overrides), absolute(str(tmp_path / "run")))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_config_in_the_same_workdir_is_refused_with_status_2(config, whole):
+    done = run(config, whole[0], "--optimizer.learning_rate", "0.5")
     assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "holds a run whose optimizer.learning_rate is 0.01, the config has 0.5" in line
+
+
+def test_evaluate_finds_what_the_run_found(config, whole, tmp_path):
+    """Another process, from the checkpoint alone: the same loss, score and answers as at the end of the training."""
+    line = [sys.executable, "-m", "mole_jax.evaluate", "--config", str(config), "--checkpoint", str(whole[0])]
+    done = subprocess.run(
+        [*line, "--workdir", str(tmp_path)], env=ENVIRONMENT, cwd=tiny.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exact_match" in done.stdout
+    for name in (f"step_{STEPS:08d}.json", f"step_{STEPS:08d}/general.jsonl"):
+        assert (tmp_path / "eval" / name).read_text() == (whole[0] / "eval" / name).read_text()
+    again = subprocess.run(
+        [*line, "--workdir", str(whole[0])], env=ENVIRONMENT, cwd=tiny.ROOT, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 2
+    assert "results are there already; choose another --workdir" in again.stderr

@@ -101,6 +101,30 @@ def test_a_run_loads_its_base_and_its_own_arrays(goldens, tmp_path):
         np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
 
 
+def test_a_run_on_a_run_on_a_hf_folder(goldens, tmp_path):
+    """A converted base under a run that trained some of its arrays: each array comes from where it was last written."""
+    convert(str(goldens / "tiny_llava"), str(tmp_path / "base"), "run", "float32")
+    _, leaves = trained_run(tmp_path / "run", tmp_path / "base", "lora")
+    _, loaded = leaves_of(tmp_path / "run", trainable=("adapters", "projector"))
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+    first, second = (open_source(str(tmp_path / name)).content_hash() for name in ("base", "run"))
+    assert first != second
+    convert(str(goldens / "tiny_llava"), str(tmp_path / "again"), "run", "float32")
+    assert open_source(str(tmp_path / "again")).content_hash() == first, "the hash is of the content"
+
+
+def test_bfloat16_rounds_once_after_the_merge(goldens, tmp_path):
+    _, leaves = trained_run(tmp_path / "run", goldens / "tiny_llava", "lora")
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "bfloat16")
+    _, merged = leaves_of(tmp_path / "hf")
+    path = "decoder/layers/mlp/up_proj/kernel"
+    a, b = (leaves[path.replace("kernel", f"adapter/{name}")] for name in "ab")
+    # W itself is bfloat16 already when it is frozen; A and B are float32 until the sum is rounded.
+    kernel = leaves[path].astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_array_equal(merged[path], (kernel + 2.0 * (a @ b)).astype(jnp.bfloat16).astype(jnp.float32))
+
+
 def test_what_cannot_be_is_refused_in_one_line(goldens, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
@@ -114,7 +138,7 @@ def test_what_cannot_be_is_refused_in_one_line(goldens, tmp_path):
         convert(str(tmp_path / "run"), str(tmp_path / "again"), "run", "float32")
     with pytest.raises(UserError, match="carries mole adapters; train from its own base"):
         open_base(ModelConfig(base=str(tmp_path / "run")), 0)
-    with pytest.raises(UserError, match=r"already holds config\.json; choose another --output"):
+    with pytest.raises(UserError, match=r"already holds a model; choose another --output"):
         convert(str(base), str(base), "hf", "float32")
     with pytest.raises(UserError, match=r"neither a run's folder .* nor a HF folder"):
         open_source(str(tmp_path))
