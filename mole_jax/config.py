@@ -201,8 +201,21 @@ class TaskConfig:
     """LLaVA JSON or JSONL file; the last assistant turn is the reference answer."""
     image_root: str | None = None
     """Folder of the images. None: the folder of `path`."""
-    metric: Literal["exact_match", "contains"] = "exact_match"
-    """exact_match: equal after lower-casing and stripping; contains: the answer stands in the output as whole words."""
+    metric: Literal[
+        "exact_match",
+        "contains",
+        "vqa_accuracy",
+        "anls",
+        "relaxed_accuracy",
+        "yes_no",
+        "llava_med_closed",
+        "closed_strict",
+        "open_recall",
+        "science_qa",
+    ] = "exact_match"
+    """exact_match: equal without case and full stop. contains: the answer's words stand in the output (Tiny LVLM-eHub).
+    vqa_accuracy: VQAv2. anls: DocVQA. relaxed_accuracy: ChartQA, within 5 %. yes_no: POPE. science_qa: the letter.
+    llava_med_closed and open_recall: as LLaVA-Med; closed_strict: closed questions by whole words."""
     limit: int | None = None
     """Score only the first so many records. None: all."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["XLA_FLAGS"] = _flags.strip()
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What several tests, or the processes that they start, compile is compiled once a session.
+    _cache = tempfile.mkdtemp(prefix="mole_jax_tests_")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # No test may reach for the network; one that tries fails at once instead of waiting for a time-out.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

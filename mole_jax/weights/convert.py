@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -9,50 +12,169 @@ from mole_jax.config import AdapterConfig, MeshConfig
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.parallel.mesh import make_mesh
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights import run
+from mole_jax.parameters import group_of
+from mole_jax.training.state import ModelSpec
+from mole_jax.weights import llava_mole, mole_folder, run
+from mole_jax.weights.adapter_source import AdapterSource
 from mole_jax.weights.hf import write_hf
-from mole_jax.weights.merge import merged
-from mole_jax.weights.source import open_source
+from mole_jax.weights.merge import merged, single_expert
+from mole_jax.weights.mixtral import check_mixtral, write_mixtral
+from mole_jax.weights.peft import check_peft, write_peft
+from mole_jax.weights.source import RunSource, Source, locate, open_source
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_ADAPTERS_ONLY = ("peft", "mole")
+_TAKEN = ("config.json", mole_folder.CONFIG, llava_mole.FILE)
+
+Leaves = dict[str, jax.Array]
 
 
-def convert(source_path: str, output: str, to: str, dtype: str) -> str:
+def convert(
+    source_path: str,
+    output: str,
+    to: str,
+    dtype: str | None = None,
+    *,
+    base: str | None = None,
+    alpha: float | None = None,
+    expert: int | None = None,
+) -> str:
     """Writes the weights at `source_path` to the folder `output` and returns what was done, in a line.
 
-    `to` is ``hf`` (a Hugging Face LLaVA folder; plain LoRA is merged) or ``run`` (a run's folder that holds
-    a whole base, which loads straight into any sharding). Weights are written as `dtype`.
+    Args:
+        source_path: whatever `open_source` recognises.
+        output: folder to write; must not hold a model yet.
+        to: one of `mole_jax.convert.FORMATS`.
+        dtype: type of the written weights, float32 or bfloat16. None: bfloat16 for frozen weights and for all of a HF
+            folder, float32 for adapters and whatever else was trained.
+        base: what the adapters of the input stand on. None: what they name themselves.
+        alpha: the scale's numerator, for a released LLaVA-MoLE file. None: as the file says, else twice the rank.
+        expert: send every token to this expert (from 0), which leaves a plain LoRA. None: keep the mixture.
 
     Raises:
         UserError: the input is not recognised or cannot be brought into that format, or the output exists.
     """
     folder = run.absolute(output)
-    if (folder / "config.json").exists() or run.latest_step(folder) is not None:
+    if any((folder / name).exists() for name in _TAKEN) or run.latest_step(folder) is not None:
         raise UserError(f"{output}: already holds a model; choose another --output or remove it")
-    source = open_source(source_path)
+    source = open_source(source_path, base=base, alpha=alpha)
+    _check(source, to, expert, where=source_path)
     spec = ModelSpec.of(source.architecture, source.adapter)
-    # One device: what is converted is written from this host anyway.
-    leaves = place(spec, source, make_mesh(MeshConfig(data=1)), source.trained, dtype, source.seed)
-    tokenizer = source.tokenizer
-    if to == "hf":
-        arrays = merged({path: np.asarray(leaf) for path, leaf in leaves.items()}, source.adapter, where=source_path)
-        write_hf(output, source.architecture, arrays, DTYPES[dtype], tokenizer=tokenizer)
+    leaves = _load(spec, source, dtype or "bfloat16", _wanted(spec, source, to))
+    if to == "run":
+        written = _write_run(folder, source, leaves, dtype)
     else:
-        if source.adapter.kind != "none":
-            raise UserError(f"{source_path}: is a run with {source.adapter.kind} adapters already; convert it --to hf")
-        leaves = {path: leaf.astype(dtype) for path, leaf in leaves.items()}
-        meta = run.Meta(
-            architecture=source.architecture,
-            adapter=AdapterConfig(kind="none"),
-            trained=(),
-            prompt=source.prompt,
-            image_aspect=source.image_aspect,
-            base=None,
-            base_hash=source.content_hash(),
-            seed=source.seed,
-        )
-        run.write_params(folder, leaves, meta)
-        if tokenizer is not None:
-            Tokenizer.load(tokenizer).save(str(folder))
-    return f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {dtype}"
+        arrays = {path: np.asarray(leaf) for path, leaf in leaves.items()}
+        written = _write_foreign(output, source, arrays, to, dtype, expert, where=source_path)
+    return f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"
+
+
+def _check(source: Source, to: str, expert: int | None, *, where: str) -> None:
+    """Refuses what cannot be, before a long time of loading."""
+    adapter = source.adapter
+    if expert is not None:
+        if to not in ("hf", "peft"):
+            raise UserError(f"--expert: goes with --to hf or --to peft, not with --to {to}")
+        adapter = single_expert({}, adapter, expert, where=where)[1]
+    if to == "hf" and adapter.kind == "mole":
+        check_mixtral(adapter, where=where)
+    if to == "peft":
+        check_peft(adapter, source.architecture, where=where)
+    if to == "llava_mole":
+        llava_mole.check_llava_mole(adapter, source.architecture, where=where)
+    if to == "mole" and _base(source) is None:
+        raise UserError(f"{where}: stands on no base that has a name, so its adapters cannot travel alone; use --to hf")
+    if to == "run" and isinstance(source, RunSource) and adapter.kind != "none":
+        raise UserError(f"{where}: is a run with {adapter.kind} adapters already; convert it --to hf")
+    beyond = sorted({"vision", "decoder"} & set(source.trained))
+    if to == "peft" and beyond:
+        raise UserError(f"{where}: its {' and '.join(beyond)} was trained too, which adapters leave out; use --to hf")
+
+
+def _wanted(spec: ModelSpec, source: Source, to: str) -> Callable[[str], bool]:
+    """Tells which arrays the format holds."""
+    if to in _ADAPTERS_ONLY:
+        groups = {*source.trained, "adapters", "router"}
+        return lambda path: group_of(spec.declarations[path]) in groups
+    if to == "run" and isinstance(source, AdapterSource):
+        return lambda path: path in source.paths
+    return lambda path: True
+
+
+def _load(spec: ModelSpec, source: Source, frozen_dtype: str, wanted: Callable[[str], bool]) -> Leaves:
+    # One device: what is converted is written from this host anyway.
+    abstract = spec.abstract(make_mesh(MeshConfig(data=1)), source.trained, frozen_dtype)
+    abstract = {path: leaf for path, leaf in abstract.items() if wanted(path)}
+    loaded = source.load(abstract)
+    made = spec.initial({path: leaf for path, leaf in abstract.items() if path not in loaded}, source.seed)
+    return {path: (loaded | made)[path] for path in abstract}
+
+
+def _base(source: Source) -> tuple[str, str] | None:
+    """Returns name and hash of what the adapters of `source` stand on, if it has a name."""
+    if isinstance(source, AdapterSource):
+        return locate(source.base_name), source.base.content_hash()
+    if isinstance(source, RunSource) and source.base_name is not None:
+        return locate(source.base_name), source.meta.base_hash
+    return None
+
+
+def _meta(source: Source, adapter: AdapterConfig, trained: tuple[str, ...]) -> run.Meta:
+    base = _base(source) if trained else None
+    return run.Meta(
+        architecture=source.architecture,
+        adapter=adapter,
+        trained=trained,
+        prompt=source.prompt,
+        image_aspect=source.image_aspect,
+        base=base[0] if base else None,
+        base_hash=base[1] if base else source.content_hash(),
+        seed=source.seed,
+    )
+
+
+def _prompting(source: Source) -> dict[str, str | None]:
+    return {"prompt": source.prompt, "image_aspect": source.image_aspect}
+
+
+def _write_run(folder, source: Source, leaves: Leaves, dtype: str | None) -> str:
+    frozen = dtype or "bfloat16"
+    if isinstance(source, AdapterSource):
+        run.write_params(folder, leaves, _meta(source, source.adapter, source.trained))
+    else:
+        leaves = {path: leaf.astype(frozen) for path, leaf in leaves.items()}
+        run.write_params(folder, leaves, _meta(source, AdapterConfig(kind="none"), ()))
+    if source.tokenizer is not None:
+        Tokenizer.load(source.tokenizer).save(str(folder))
+    return frozen if not isinstance(source, AdapterSource) else f"float32 (frozen ones {frozen})"
+
+
+def _write_foreign(
+    output: str,
+    source: Source,
+    arrays: dict[str, np.ndarray],
+    to: str,
+    dtype: str | None,
+    expert: int | None,
+    *,
+    where: str,
+) -> str:
+    adapter, arch = source.adapter, source.architecture
+    if expert is not None:
+        arrays, adapter = single_expert(arrays, adapter, expert, where=where)
+    whole, own = dtype or "bfloat16", dtype or "float32"
+    base = _base(source)
+    if to == "hf" and adapter.kind == "mole":
+        write_mixtral(output, arch, adapter, arrays, DTYPES[whole], where=where, tokenizer=source.tokenizer)
+    elif to == "hf":
+        arrays = merged(arrays, adapter, where=where)
+        write_hf(output, arch, arrays, DTYPES[whole], tokenizer=source.tokenizer)
+    elif to == "peft":
+        write_peft(output, adapter, arrays, arch, base=base and base[0], where=where, dtype=DTYPES[own])
+    elif to == "mole":
+        groups = tuple(dict.fromkeys((*source.trained, "adapters", "router")))
+        mole_folder.write_mole(output, _meta(source, adapter, groups), arrays, DTYPES[own])
+    else:
+        llava_mole.write_llava_mole(output, adapter, arch, arrays, where=where, settings=_prompting(source))
+        return f"float32 (frozen ones {whole})"
+    return whole if to == "hf" else own

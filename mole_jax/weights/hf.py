@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -20,6 +21,7 @@ from numpy.typing import DTypeLike
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights.accounts import complain
 from mole_jax.weights.hf_config import architecture_from_hf, architecture_to_hf
 from mole_jax.weights.names import LeafSpec, canonical, ignored, leaf_specs
 from mole_jax.weights.safetensors_io import TensorFolder, read_json, tensor_files, write_tensors
@@ -38,7 +40,6 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-_NAMED = 5  # a message names so many keys and counts the rest
 
 
 class HfCheckpoint:
@@ -129,18 +130,7 @@ def _account(
             if shape != expected[key]:
                 shapes.append(f"{name} is {shape}, the config asks for {expected[key]}")
     missing = [name for name in expected if name not in stored]
-    problems = [
-        f"{len(found)} {word}: {', '.join(found[:_NAMED])}{', …' if len(found) > _NAMED else ''}"
-        for word, found in (
-            ("missing", missing),
-            ("unknown", unknown),
-            ("of the wrong shape", shapes),
-            ("given twice", twice),
-        )
-        if found
-    ]
-    if problems:
-        raise UserError(f"{folder}: tensors do not fit {CONFIG}; " + "; ".join(problems))
+    complain(folder, f"tensors do not fit {CONFIG}", missing, unknown, shapes, twice)
     return stored
 
 
@@ -208,11 +198,30 @@ def write_hf(
     """
     dtype = np.dtype(dtype)
     config = architecture_to_hf(arch, dtype.name)
+    specs = leaf_specs(arch)
+    sizes = tensor_sizes(specs.values(), dtype)
+    tensors = foreign_tensors(specs, leaves, dtype)
+    write_folder(folder, config, arch, sizes, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+
+
+def write_folder(
+    folder: str | Path,
+    config: dict,
+    arch: LlavaArchitecture,
+    sizes: Mapping[str, int],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    tokenizer: str | Path | None = None,
+) -> None:
+    """Writes tensors and all the small files that stand beside them; `sizes` and `tensors` as in `write_tensors`.
+
+    Raises:
+        UserError: `tokenizer` has no tokenizer.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    specs = leaf_specs(arch)
-    sizes = {n: int(np.prod(s.foreign_shape)) * dtype.itemsize for s in specs.values() for n in s.names}
-    write_tensors(folder, sizes, _foreign(specs, leaves, dtype), max_shard_bytes)
+    write_tensors(folder, sizes, tensors, max_shard_bytes)
     _copy_tokenizer(folder, tokenizer)
     _write_json(folder / "generation_config.json", _generation(arch))
     _write_json(folder / "preprocessor_config.json", _preprocessor(arch))
@@ -220,7 +229,13 @@ def write_hf(
     _write_json(folder / CONFIG, config)  # last: a folder without it is seen to be unfinished
 
 
-def _foreign(specs: Mapping[str, LeafSpec], leaves: Leaves, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+def tensor_sizes(specs: Iterable[LeafSpec], dtype: np.dtype) -> dict[str, int]:
+    """Returns the bytes of every foreign tensor of `specs`, by canonical name."""
+    return {name: math.prod(spec.foreign_shape) * dtype.itemsize for spec in specs for name in spec.names}
+
+
+def foreign_tensors(specs: Mapping[str, LeafSpec], leaves: Leaves, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields canonical name and value of every foreign tensor, in the order of `specs`; one leaf is held at a time."""
     get = leaves.__getitem__ if isinstance(leaves, Mapping) else leaves
     for path, spec in specs.items():
         value = np.asarray(get(path))

@@ -1,11 +1,13 @@
-"""Where weights come from: a HF folder, a run's folder, or a seed. The format is recognised, not named."""
+"""Where weights come from: a folder or file of any format, or a seed. The format is recognised, not named."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -15,7 +17,8 @@ from mole_jax import config_json
 from mole_jax.config import AdapterConfig, ImageAspect, ModelConfig, PromptName
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture, preset
-from mole_jax.weights import hf, run
+from mole_jax.weights import hf, llava_mole, mole_folder, peft, run
+from mole_jax.weights.adapter_source import AdapterSource
 
 Abstract = Mapping[str, jax.ShapeDtypeStruct]
 """Shape, type and sharding of the arrays wanted, by path."""
@@ -99,6 +102,15 @@ class RunSource:
         self.image_aspect: ImageAspect | None = self.meta.image_aspect
         self.tokenizer = _tokenizer_in(folder)
 
+    @property
+    def base_name(self) -> str | None:
+        """Where the base is; None: there is none, or it is made from the seed."""
+        if self.meta.base is None:
+            return None
+        # A base inside the run's own folder is named relative to it.
+        inside = self.folder / self.meta.base
+        return str(inside) if inside.exists() else self.meta.base
+
     def content_hash(self) -> str:
         # Over the arrays, not the files: orbax lays the same arrays out in other bytes at another time.
         digest = hashlib.sha256(f"{self.architecture} {self.adapter} {self.meta.base_hash}".encode())
@@ -109,10 +121,8 @@ class RunSource:
     def load(self, abstract: Abstract) -> dict[str, jax.Array]:
         stored = run.stored_shapes(self.folder, self.step)
         below: dict[str, jax.Array] = {}
-        if self.meta.base is not None:
-            # A base inside the run's own folder is named relative to it.
-            inside = self.folder / self.meta.base
-            base = open_source(str(inside) if inside.exists() else self.meta.base)
+        if self.base_name is not None:
+            base = open_source(self.base_name)
             if base.content_hash() != self.meta.base_hash:
                 raise UserError(
                     f"{self.folder}: was trained on another base than {self.meta.base} now holds "
@@ -142,13 +152,27 @@ class RandomSource:
         return {}
 
 
-def open_source(name: str) -> HfSource | RunSource:
-    """Opens a run's folder (its newest checkpoint, or one named as FOLDER/checkpoints/STEP), a HF folder or a hub name.
+def open_source(
+    name: str, *, base: str | None = None, alpha: float | None = None
+) -> HfSource | RunSource | AdapterSource:
+    """Opens weights of any format.
+
+    Args:
+        name: a run's folder (its newest checkpoint, or one named as FOLDER/checkpoints/STEP), a HF or original LLaVA
+            folder, a hub name, a PEFT or MoLE adapter folder, or a released LLaVA-MoLE file.
+        base: what adapters stand on. None: what they name themselves.
+        alpha: the scale's numerator, for a released LLaVA-MoLE file. None: as the file says, else twice its rank.
 
     Raises:
-        UserError: it is none of these, or what it holds does not fit together.
+        UserError: it is none of these, what it holds does not fit together, or `base` is given to a whole model.
     """
     folder = run.absolute(name)
+    if (adapters := _open_adapters(name, folder, base, alpha)) is not None:
+        return adapters
+    if base is not None:
+        raise UserError(f"{name}: holds no adapters without a base; leave out --base {base}")
+    if alpha is not None:
+        raise UserError(f"{name}: says its own alpha, if it has adapters; leave out --alpha {alpha:g}")
     if folder.parent.name == run.CHECKPOINTS and folder.name.isdigit() and folder.exists():
         return RunSource(folder.parent.parent, int(folder.name))
     step = run.latest_step(folder)
@@ -159,6 +183,29 @@ def open_source(name: str) -> HfSource | RunSource:
     if folder.exists() and not (folder / "config.json").exists():
         raise UserError(f"{name}: neither a run's folder (checkpoints/) nor a HF folder (config.json, *.safetensors)")
     return HfSource(name)
+
+
+def _open_adapters(name: str, folder: epath.Path, base: str | None, alpha: float | None) -> AdapterSource | None:
+    local = Path(folder)
+    mole = llava_mole.is_llava_mole(local)
+    if alpha is not None and not mole:
+        return None
+    # Each format: how it is recognised, the base that it names, how it is read.
+    for recognised, recorded, reader in (
+        (mole_folder.is_mole, mole_folder.mole_base, mole_folder.read_mole),
+        (peft.is_peft, peft.peft_base, peft.read_peft),
+    ):
+        if recognised(local):
+            base, read = base or recorded(local), reader
+            break
+    else:
+        if not mole:
+            return None
+        read = functools.partial(llava_mole.read_llava_mole, alpha=alpha)
+    if base is None:
+        raise UserError(f"{name}: holds adapters and does not name the model they stand on; give it with --base")
+    below = open_source(base)
+    return AdapterSource(name, read(local, below.architecture), below, base)
 
 
 def locate(name: str) -> str:

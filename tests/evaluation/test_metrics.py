@@ -1,56 +1,82 @@
-"""Scores: each trap that a looser or a stricter definition would fall into."""
+"""The metrics by name, numbers of whole sets, and how sure a mean and a difference are."""
 
 from __future__ import annotations
 
+import typing
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mole_jax.evaluation.metrics import METRICS, bootstrap_interval, contains, exact_match
-
-
-@pytest.mark.parametrize(
-    ("prediction", "references", "score"),
-    [
-        ("47", ["47"], 1),
-        (" BANK.\n", ["bank"], 1),
-        ("There are two objects", ["There are two objects."], 1),
-        ("yes", ["no", "yes"], 1),
-        ("47 dollars", ["47"], 0),
-        ("normal", ["no"], 0),
-        ("a  b", ["a b"], 0),
-        ("bank..", ["bank"], 0),
-        ("", [""], 1),
-        ("yes", [], 0),
-    ],
+from mole_jax.config import TaskConfig
+from mole_jax.evaluation.metrics import (
+    ABILITIES,
+    METRIC_VERSIONS,
+    METRICS,
+    aggregate,
+    bootstrap_interval,
+    paired_bootstrap,
 )
-def test_exact_match(prediction, references, score):
-    assert exact_match(prediction, references) == score
-
-
-@pytest.mark.parametrize(
-    ("prediction", "references", "score"),
-    [
-        ("The answer is 47.", ["47"], 1),
-        ("There is a left lung opacity, I think", ["left lung opacity"], 1),
-        ("LEFT-lung opacity", ["left lung opacity"], 1),
-        ("lung left opacity", ["left lung opacity"], 0),
-        ("normal", ["no"], 0),
-        ("147", ["47"], 0),
-        ("it's", ["its"], 1),
-        ("about 1,234 of them", ["1234"], 1),
-        ("3.5 cm", ["3"], 0),
-        ("It is 3.", ["3"], 1),
-        ("anything", ["..."], 0),
-        ("", ["yes"], 0),
-        ("nothing", ["yes", "nothing"], 1),
-    ],
-)
-def test_contains(prediction, references, score):
-    assert contains(prediction, references) == score
 
 
 def test_metrics_are_named_as_in_the_config():
-    assert {"exact_match": exact_match, "contains": contains} == METRICS
+    names = typing.get_args(typing.get_type_hints(TaskConfig)["metric"])
+    assert list(names) == list(METRICS) == list(METRIC_VERSIONS)
+    assert all(METRICS[name].__name__ == name for name in names)
+    assert all(isinstance(version, str) and version for version in METRIC_VERSIONS.values())
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(prediction=st.text("yesnorAB1.5%,'- \nThe", max_size=20), truth=st.sampled_from(["yes", "no"]))
+def test_scores_are_from_0_to_1_and_the_reference_is_right(name, prediction, truth):
+    references = ["B"] if name == "science_qa" else [truth]
+    assert 0 <= METRICS[name](prediction, references) <= 1
+    assert METRICS[name](references[0], references) == 1
+    assert METRICS[name](prediction, []) == 0
+
+
+def test_aggregate_is_the_mean():
+    numbers = aggregate("anls", ["abcd", "abcx", "zzzz"], [["abcd"], ["abcd"], ["abcd"]])
+    assert numbers == {"score": pytest.approx((1 + 0.75 + 0) / 3)}
+
+
+def test_aggregate_adds_what_a_metric_has_besides():
+    pope = aggregate("yes_no", ["yes", "yes", "no"], [["yes"], ["no"], ["no"]])
+    assert set(pope) == {"score", "accuracy", "precision", "recall", "f1", "yes_ratio"}
+    assert pope["score"] == pope["accuracy"] == pytest.approx(2 / 3)
+    assert pope["yes_ratio"] == pytest.approx(2 / 3)
+    closed = aggregate("llava_med_closed", ["yes", "no"], [["yes"], ["yes"]])
+    assert closed == {"score": 0.5, "as_released": 1.0}
+    assert aggregate("open_recall", ["a b b"], [["b c"]]) == {"score": 0.5, "as_released": pytest.approx(2 / 3)}
+
+
+def test_aggregate_sums_the_abilities():
+    # Two questions of the first ability, so that the sum of the means is not the mean of the scores times five.
+    abilities = [ABILITIES[0], *ABILITIES]
+    said = ["cat", "dog", "cat", "cat", "dog", "cat"]
+    numbers = aggregate("contains", said, [["cat"]] * 6, abilities=abilities)
+    means = [0.5, 1, 1, 0, 1]
+    assert numbers["ability_sum"] == pytest.approx(sum(means))
+    assert [numbers[f"ability/{name}"] for name in ABILITIES] == means
+    assert numbers["score"] == pytest.approx(4 / 6)
+
+
+def test_aggregate_has_no_sum_without_all_five():
+    numbers = aggregate("contains", ["cat"], [["cat"]], abilities=[ABILITIES[2]])
+    assert numbers == {"score": 1, f"ability/{ABILITIES[2]}": 1}
+
+
+def test_aggregate_refuses_nonsense():
+    with pytest.raises(ValueError, match="did you mean 'exact_match'"):
+        aggregate("exactmatch", ["a"], [["a"]])
+    for predictions, references in ([], []), (["a"], []):
+        with pytest.raises(ValueError, match="lists of references"):
+            aggregate("anls", predictions, references)
+    with pytest.raises(ValueError, match="1 questions and 2 abilities"):
+        aggregate("contains", ["a"], [["a"]], abilities=ABILITIES[:2])
+    with pytest.raises(ValueError, match="did you mean 'visual_reasoning'"):
+        aggregate("contains", ["a"], [["a"]], abilities=["reasoning"])
 
 
 def test_interval_has_the_width_of_the_normal_approximation():
@@ -81,3 +107,51 @@ def test_interval_of_fractional_and_constant_scores():
 def test_interval_refuses_nonsense(scores, level):
     with pytest.raises(ValueError, match="bootstrap_interval"):
         bootstrap_interval(scores, seed=0, level=level)
+
+
+def test_paired_difference_has_the_width_of_the_normal_approximation():
+    # 400 questions: 60 that only a answers, 30 that only b does, the rest alike.
+    a = np.array([1.0] * 60 + [0.0] * 30 + [1.0] * 200 + [0.0] * 110)
+    b = np.array([0.0] * 60 + [1.0] * 30 + [1.0] * 200 + [0.0] * 110)
+    difference, low, high, p = paired_bootstrap(a, b, seed=0)
+    spread = (90 / 400 - (30 / 400) ** 2) ** 0.5 / 400**0.5
+    assert difference == pytest.approx(30 / 400)
+    assert (low, high) == pytest.approx((difference - 1.96 * spread, difference + 1.96 * spread), abs=0.004)
+    # The sign test of 60 against 30 has a p of about 0.0016.
+    assert 0.0005 < p < 0.004
+    assert paired_bootstrap(a, b, seed=0) == (difference, low, high, p)
+    back = paired_bootstrap(b, a, seed=1)
+    assert back[:3] == pytest.approx((-difference, -high, -low), abs=0.004)
+
+
+def test_pairs_matter():
+    # The same two means, question by question alike or not: only the pairs tell that a is always a little better.
+    b = np.tile([0.0, 0.3, 0.6, 0.9], 25)
+    sure = paired_bootstrap(b + 0.01, b, seed=0)
+    unsure = paired_bootstrap(np.roll(b, 1) + 0.01, b, seed=0)
+    assert sure[0] == pytest.approx(unsure[0]) == pytest.approx(0.01)
+    assert sure[1:3] == pytest.approx((0.01, 0.01))
+    assert sure[3] < 0.001 < 0.2 < unsure[3]
+
+
+def test_no_difference_has_a_p_of_one():
+    assert paired_bootstrap([0.1 + 0.2, 1.0], [0.3, 1.0], seed=0)[1:] == (0, 0, 1)
+    # Differences that cancel only but for rounding count as none on both sides.
+    assert paired_bootstrap([0.3, 0.0] * 3, [0.0, 0.3] * 3, seed=0)[3] == 1
+
+
+def test_p_is_small_as_often_as_it_says():
+    # Where there is no difference, p is under 0.1 in a tenth of all cases.
+    rng = np.random.default_rng(2)
+    values = [
+        paired_bootstrap(rng.random(100) < 0.5, rng.random(100) < 0.5, seed=n, resamples=1000)[3] for n in range(300)
+    ]
+    assert 0.05 < np.mean(np.array(values) < 0.1) < 0.16
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "level"), [([], [], 0.95), ([1.0], [1.0, 0.0], 0.95), ([[1.0]], [[1.0]], 0.95), ([1.0], [0.0], 1)]
+)
+def test_paired_bootstrap_refuses_nonsense(a, b, level):
+    with pytest.raises(ValueError, match="paired_bootstrap"):
+        paired_bootstrap(a, b, seed=0, level=level)

@@ -72,15 +72,20 @@ class Trainer:
             self.state, output = self.step(self.state, self.frozen, put_batch(batch, self.mesh))
         return jax.device_get(output)
 
+    def gradients(self):
+        """Clipped gradients of the first step, times 1 - b1: Adam's first moment."""
+        (adam,) = (part for part in self.state.moments if hasattr(part, "mu"))
+        return {path: np.array(leaf) for path, leaf in flatten(adam.mu).items()}
+
     def params(self):
         return {path: np.array(leaf) for path, leaf in flatten(self.state.params).items()}
 
 
 @pytest.fixture(scope="module")
 def one_device(data, batch):
-    """(params, metrics) after two steps on one device, undivided."""
+    """On one device, undivided: metrics and gradients of the first step, metrics of the second."""
     trainer = Trainer(tiny.config(data))
-    return [trainer(batch), trainer(batch)][-1], trainer.params()
+    return trainer(batch), trainer.gradients(), trainer(batch)
 
 
 @pytest.mark.parametrize(
@@ -90,15 +95,16 @@ def one_device(data, batch):
 )
 def test_devices_and_pieces_give_the_update_of_one_large_batch(data, batch, one_device, mesh, accumulation):
     trainer = Trainer(tiny.config(data, mesh={"data": mesh[0], "fsdp": mesh[1]}, train={"accumulation": accumulation}))
-    trainer(batch)
+    first, gradients, second = one_device
     output = trainer(batch)
-    expected, params = one_device
-    np.testing.assert_allclose(output["total_loss"], expected["total_loss"], rtol=1e-5)
-    np.testing.assert_allclose(output["grad_norm"], expected["grad_norm"], rtol=1e-5)
-    np.testing.assert_array_equal(output["sums"].tokens, expected["sums"].tokens)
-    for path, leaf in trainer.params().items():
-        # Adam divides by the root of the second moment, which magnifies rounding where gradients are tiny.
-        np.testing.assert_allclose(leaf, params[path], atol=2e-4, rtol=1e-4, err_msg=path)
+    np.testing.assert_allclose(output["total_loss"], first["total_loss"], rtol=1e-5)
+    np.testing.assert_allclose(output["grad_norm"], first["grad_norm"], rtol=1e-5)
+    np.testing.assert_array_equal(output["sums"].tokens, first["sums"].tokens)
+    for path, leaf in trainer.gradients().items():
+        scale = np.abs(gradients[path]).max()
+        np.testing.assert_allclose(leaf, gradients[path], atol=1e-5 * scale, rtol=1e-5, err_msg=path)
+    # Adam divides tiny gradients by their own size, which magnifies rounding, so the update is seen in the next loss.
+    np.testing.assert_allclose(trainer(batch)["total_loss"], second["total_loss"], rtol=1e-4)
 
 
 def test_pieces_are_weighted_by_their_supervised_tokens(data, batch):
@@ -161,13 +167,14 @@ def test_the_state_is_donated_and_the_optimizer_is_sharded_like_its_parameters(d
 
 
 def test_dropout_follows_seed_and_step(data, batch):
-    first, again, other = (
-        Trainer(dataclasses.replace(tiny.config(data, adapter={"dropout": 0.5}), seed=seed)) for seed in (1, 1, 1)
-    )
+    config = tiny.config(data, adapter={"dropout": 0.5})
+    first, again = Trainer(config), Trainer(config)
     losses = [float(first(batch)["total_loss"]) for _ in range(2)]
     assert losses == [float(again(batch)["total_loss"]) for _ in range(2)]
-    other.state = other.state._replace(step=jax.device_put(jnp.int32(5), other.state.step.sharding))
-    assert float(other(batch)["total_loss"]) != losses[0]
+    # The same parameters at another step draw other masks.
+    again = Trainer(config)
+    again.state = again.state._replace(step=jax.device_put(jnp.int32(5), again.state.step.sharding))
+    assert float(again(batch)["total_loss"]) != losses[0]
 
 
 def test_learning_rates_and_decay_belong_to_their_groups(data):
@@ -229,7 +236,7 @@ def test_batch_and_parameters_that_the_mesh_does_not_divide_are_refused(data):
     from mole_jax.errors import UserError
     from mole_jax.parallel.sharding import check_rows
 
-    with pytest.raises(UserError, match=r"batch_rows 12 does not divide .* the nearest that does is 8"):
+    with pytest.raises(UserError, match=r"batch_rows 12 does not divide .* the nearest that does is 16"):
         check_rows(12, 1, make_mesh(MeshConfig(data=8)))
     config = tiny.config(data, adapter={"kind": "mole"})
     arch = open_base(config.model, 0).architecture

@@ -132,8 +132,19 @@ def test_what_cannot_be_is_refused_in_one_line(goldens, tmp_path):
         (base / file.name).write_bytes(file.read_bytes())
     trained_run(tmp_path / "run", base, "mole")
 
-    with pytest.raises(UserError, match="mixture of 3 experts chosen token by token, which cannot be merged"):
-        convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    for to, flags, reason in (
+        ("peft", {}, "PEFT has no LoRA experts routed token by token; convert it --to mole, or fold one with --expert"),
+        ("hf", {"expert": 3}, "--expert 3 is not one of its experts 0 to 2"),
+        ("mole", {"expert": 0}, "--expert: goes with --to hf or --to peft"),
+        ("hf", {"base": str(base)}, "holds no adapters without a base; leave out --base"),
+        ("hf", {"alpha": 2.0}, "says its own alpha"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            convert(str(tmp_path / "run"), str(tmp_path / "out"), to, "float32", **flags)
+    with pytest.raises(UserError, match="has no experts to choose from"):
+        convert(str(base), str(tmp_path / "out"), "hf", "float32", expert=0)
+    with pytest.raises(UserError, match="stands on no base that has a name"):
+        convert(str(base), str(tmp_path / "out"), "mole")
     with pytest.raises(UserError, match="is a run with mole adapters already"):
         convert(str(tmp_path / "run"), str(tmp_path / "again"), "run", "float32")
     with pytest.raises(UserError, match="carries mole adapters; train from its own base"):

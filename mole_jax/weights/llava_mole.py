@@ -1,0 +1,274 @@
+"""The state dict of the released LLaVA-MoLE (repository forwchen/LLaVA-MoLE), read and written.
+
+Read from a ``.safetensors`` or ``.npz`` file of its keys, or from the ``.pt`` itself where torch is installed
+(`mole_jax.weights.state_dict`); written as ``llava_mole.safetensors``, whole (for the released code:
+``torch.save({"state_dict": load_file(...)}, ...)``). A file may hold the trained weights alone; the frozen ones are the
+base's then. It holds neither shapes nor settings: heads and the like are the base's, rank and
+experts are seen from the shapes, and what our own files say in their header is else as released: alpha twice the rank,
+`dense` routing (its inference mixes all experts), the last vision layer, its own prompt, images padded to squares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from mole_jax import config_json
+from mole_jax.config import ATTENTION_TARGETS, MLP_TARGETS, AdapterConfig
+from mole_jax.errors import UserError
+from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights.accounts import complain, wrong_shapes
+from mole_jax.weights.foreign import MODULES, AdapterFile, target_path
+from mole_jax.weights.names import LeafSpec, leaf_specs
+from mole_jax.weights.state_dict import SUFFIXES, open_state_dict
+
+FILE = "llava_mole.safetensors"
+_LLM = "llm_model.base_model.model."
+_LAYER = _LLM + "model.layers.{layer}."
+LORA = _LAYER + "{module}.lora_{side}.default.weight"
+EXPERT = _LAYER + "mlp.moe_{projection}.{expert}.lora_{side}"
+ROUTER = {"kernel": _LAYER + "mlp.router.weight", "bias": _LAYER + "mlp.router.bias"}
+VECTORS = {
+    "image_vectors/start": "in_adaptor.visual_start_token",
+    "image_vectors/end": "in_adaptor.visual_end_token",
+}
+_LLM_LAYERS = "language_model.model.layers.{layer}."
+# Where the tensors of a plain LLaVA are: Hugging Face's prefix and theirs, the longest first.
+_PREFIXES = {
+    _LLM_LAYERS + "mlp.": _LAYER + "mlp.original_module.",
+    "language_model.": _LLM,
+    "multi_modal_projector.linear_1.": "in_adaptor.projector.0.",
+    "multi_modal_projector.linear_2.": "in_adaptor.projector.2.",
+    "vision_tower.": "vit.vision_tower.",
+}
+_EMBEDDING = _LLM + "model.embed_tokens.weight"
+_COPY = "in_adaptor.text_embed.weight"  # the embedding, once more
+_IGNORED = re.compile(r"(embeddings\.position_ids|rotary_emb\.inv_freq)$")
+_MLP = "decoder/layers/mlp/"
+_HEADER = "mole_jax"  # our files' own entry of the safetensors header
+_RELEASED_LAYER = -1
+
+
+def is_llava_mole(path: Path) -> bool:
+    """Tells whether `path` is a file of a state dict, or a folder with ours."""
+    return (path.is_file() and path.suffix in SUFFIXES) or (path / FILE).is_file()
+
+
+def check_llava_mole(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
+    """Raises `UserError` with the reason if the released code would not compute a model with these adapters."""
+    reason = None
+    if adapter.kind != "mole":
+        reason = f"has no routed experts (adapter.kind {adapter.kind})"
+    elif set(adapter.targets) != {*ATTENTION_TARGETS, *MLP_TARGETS}:
+        reason = "has adapters on some projections only (adapter.targets), the released code on all seven"
+    elif adapter.router_gradient == "gate_scaled":
+        reason = "scales experts by their probability (adapter.router_gradient gate_scaled), the released code does not"
+    elif not arch.image_vectors:
+        reason = "has no image start and end vectors (model.image_vectors), the released code always puts them"
+    elif arch.feature_layer not in (_RELEASED_LAYER, arch.vision.layers) or arch.feature_select != "patch":
+        reason = f"takes vision layer {arch.feature_layer} ({arch.feature_select}), the released code -1 (patch)"
+    if reason:
+        raise UserError(f"{where}: {reason}; convert it --to mole or --to hf instead")
+
+
+def write_llava_mole(
+    folder: str | Path,
+    adapter: AdapterConfig,
+    arch: LlavaArchitecture,
+    leaves: Mapping[str, np.ndarray],
+    *,
+    where: str,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the whole state dict, each tensor in the type of its leaf. Without a router bias, zeros are written.
+
+    Args:
+        folder: made if it is not there.
+        adapter: the adapters.
+        arch: the model.
+        leaves: every array of the model by path.
+        where: what messages call the model.
+        settings: prompt and image_aspect, kept in the header.
+
+    Raises:
+        UserError: as `check_llava_mole`.
+    """
+    check_llava_mole(adapter, arch, where=where)
+    tensors: dict[str, np.ndarray] = {}
+    for path, spec in leaf_specs(arch).items():
+        layers = leaves[path] if spec.stacked else leaves[path][None]
+        for name, layer in zip(_frozen_names(spec), layers, strict=True):
+            tensors[name] = layer.transpose(spec.inverse)
+    for path, names in _adapter_names(adapter, arch).items():
+        parts = _split(path, leaves[path], adapter)
+        tensors |= {name: part for name, part in zip(names, parts, strict=True)}
+    for layer in range(arch.decoder.layers):
+        if not adapter.router_bias:
+            tensors[ROUTER["bias"].format(layer=layer)] = np.zeros(adapter.experts, np.float32)
+    tensors |= {name: leaves[path][None, None] for path, name in VECTORS.items()}
+    tensors[_COPY] = tensors[_EMBEDDING].copy()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"adapter": config_json.to_json(adapter), **(settings or {})}
+    arrays = {name: np.ascontiguousarray(one) for name, one in tensors.items()}
+    save_file(arrays, str(folder / FILE), metadata={"format": "pt", _HEADER: json.dumps(header)})
+
+
+def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = None) -> AdapterFile:
+    """Reads a state dict.
+
+    Args:
+        path: the file, or a folder with ours.
+        arch: the base's.
+        alpha: numerator of the scale ``alpha / rank``. None: as our header says, else twice the rank.
+
+    Raises:
+        UserError: the file cannot be read, or a tensor is missing, unknown or of the wrong shape.
+    """
+    path = path if path.is_file() else path / FILE
+    tensors = open_state_dict(path)
+    stored = {_plain(name): name for name in tensors.shapes if not _IGNORED.search(name)}
+    shapes = {name: tensors.shapes[own] for name, own in stored.items()}
+    header = json.loads(tensors.metadata.get(_HEADER, "{}"))
+    adapter = _adapter(path, stored, shapes, header, alpha)
+    biases = [ROUTER["bias"].format(layer=layer) for layer in range(arch.decoder.layers)]
+    # A bias of zeros is none, and without one the model is a Mixtral.
+    has_bias = any(name in stored and np.any(np.asarray(tensors.read(stored[name])) != 0) for name in biases)
+    adapter = dataclasses.replace(adapter, router_bias=has_bias)
+    if _EMBEDDING in shapes:
+        # Vicuna's vocabulary is smaller than that of a LLaVA folder, which has <image> and padding.
+        arch = dataclasses.replace(arch, decoder=dataclasses.replace(arch.decoder, vocab=shapes[_EMBEDDING][0]))
+    image_vectors = any(name in stored for name in VECTORS.values())
+
+    expected: dict[str, tuple[int, ...]] = {}
+    frozen = {}
+    for leaf, spec in leaf_specs(arch).items():
+        names = _frozen_names(spec)
+        if leaf.startswith("projector/") or any(name in stored for name in names):
+            frozen[leaf] = spec
+            expected |= dict.fromkeys(names, spec.foreign_shape)
+    own = _adapter_names(adapter, arch)
+    for leaf, names in own.items():
+        expected |= dict.fromkeys(names, _adapter_shape(leaf, adapter, arch))
+    if image_vectors:
+        expected |= dict.fromkeys(VECTORS.values(), (1, 1, arch.decoder.width))
+    allowed = {*expected, *biases, _COPY}
+    complain(
+        path,
+        "tensors do not fit a LLaVA-MoLE on this base",
+        missing=[name for name in expected if name not in stored],
+        unknown=[stored[name] for name in stored if name not in allowed],
+        shapes=wrong_shapes(shapes, expected, "the base"),
+    )
+
+    def read(name: str) -> np.ndarray:
+        return np.asarray(tensors.read(stored[name]))
+
+    arrays: dict[str, np.ndarray] = {}
+    for leaf, spec in frozen.items():
+        layers = [read(name).transpose(spec.permutation) for name in _frozen_names(spec)]
+        arrays[leaf] = np.stack(layers) if spec.stacked else layers[0]
+    for leaf, names in own.items():
+        arrays[leaf] = _join(leaf, [read(name) for name in names], adapter, arch.decoder.layers)
+    if image_vectors:
+        arrays |= {leaf: read(name)[0, 0] for leaf, name in VECTORS.items()}
+    return AdapterFile(
+        adapter=adapter,
+        arrays=arrays,
+        trained=("adapters", "router", "projector"),
+        changes={
+            "decoder": arch.decoder,
+            "image_vectors": image_vectors,
+            "feature_layer": _RELEASED_LAYER,
+            "feature_select": "patch",
+        },
+        prompt=header.get("prompt") or "llava_mole",
+        image_aspect=header.get("image_aspect") or "pad",
+    )
+
+
+def _adapter(
+    path: Path, stored: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], header: dict, alpha: float | None
+) -> AdapterConfig:
+    first = LORA.format(layer=0, module=MODULES["q_proj"], side="A")
+    routers = ROUTER["kernel"].format(layer=0)
+    if first not in stored or routers not in stored or len(shapes[first]) != 2 or len(shapes[routers]) != 2:
+        raise UserError(f"{path}: is no LLaVA-MoLE state dict, it has no {first} or no {routers}")
+    rank, experts = shapes[first][0], shapes[routers][0]
+    if "adapter" in header:
+        adapter = config_json.dataclass_from_json(header["adapter"], AdapterConfig, where=f"{path}: header")
+    else:
+        adapter = AdapterConfig(kind="mole", alpha=2.0 * rank, router_gradient="dense", balance_loss="pooled")
+    return dataclasses.replace(adapter, rank=rank, experts=experts, alpha=alpha or adapter.alpha)
+
+
+def _frozen_names(spec: LeafSpec) -> list[str]:
+    prefix = next(prefix for prefix in _PREFIXES if spec.pattern.startswith(prefix))
+    pattern = _PREFIXES[prefix] + spec.pattern.removeprefix(prefix)
+    if ".self_attn." in pattern and pattern.startswith(_LLM):
+        pattern = pattern.removesuffix("weight") + "base_layer.weight"
+    return [pattern.format(layer=layer) for layer in range(spec.shape[0])] if spec.stacked else [pattern]
+
+
+def _plain(name: str) -> str:
+    """Returns a name as a model with adapters on every attention projection has it."""
+    bare = re.fullmatch(rf"({re.escape(_LLM)}model\.layers\.\d+\.self_attn\.[qkvo]_proj)\.weight", name)
+    return bare[1] + ".base_layer.weight" if bare else name
+
+
+def _adapter_names(adapter: AdapterConfig, arch: LlavaArchitecture) -> dict[str, list[str]]:
+    """Returns our paths of adapters and router, and their names: layer by layer, within a layer expert by expert."""
+    layers, experts = range(arch.decoder.layers), range(adapter.experts)
+    names: dict[str, list[str]] = {}
+    for target in MODULES:
+        for side in "AB":
+            path = f"{target_path(target)}/adapter/{side.lower()}"
+            if target in MLP_TARGETS:
+                projection = target.removesuffix("_proj")
+                names[path] = [
+                    EXPERT.format(layer=layer, projection=projection, expert=expert, side=side)
+                    for layer in layers
+                    for expert in experts
+                ]
+            else:
+                names[path] = [LORA.format(layer=layer, module=MODULES[target], side=side) for layer in layers]
+    for part in ("kernel", "bias") if adapter.router_bias else ("kernel",):
+        names[f"{_MLP}router/{part}"] = [ROUTER[part].format(layer=layer) for layer in layers]
+    return names
+
+
+def _adapter_shape(path: str, adapter: AdapterConfig, arch: LlavaArchitecture) -> tuple[int, ...]:
+    """Returns the shape of each foreign tensor that the array at `path` is made of."""
+    if "router" in path:
+        return (adapter.experts,) if path.endswith("bias") else (adapter.experts, arch.decoder.width)
+    module, side = path.split("/adapter/")
+    d_out, d_in = leaf_specs(arch)[module + "/kernel"].foreign_shape
+    return (adapter.rank, d_in) if side == "a" else (d_out, adapter.rank)
+
+
+def _split(path: str, leaf: np.ndarray, adapter: AdapterConfig) -> list[np.ndarray]:
+    """Cuts a stacked array of ours into foreign tensors, in the order of `_adapter_names`."""
+    if path.endswith("/bias"):
+        return list(leaf)
+    if not (path.startswith(_MLP) and "/adapter/" in path):
+        return [layer.T for layer in leaf]
+    axis = 1 if path.endswith("/a") else 0
+    return [expert.T for layer in leaf for expert in np.split(layer, adapter.experts, axis=axis)]
+
+
+def _join(path: str, parts: list[np.ndarray], adapter: AdapterConfig, layers: int) -> np.ndarray:
+    """Inverse of `_split`."""
+    if path.endswith("/bias"):
+        return np.stack(parts)
+    parts = [part.T for part in parts]
+    if path.startswith(_MLP) and "/adapter/" in path:
+        axis, count = (1 if path.endswith("/a") else 0), adapter.experts
+        parts = [np.concatenate(parts[i * count : (i + 1) * count], axis=axis) for i in range(layers)]
+    return np.stack(parts)

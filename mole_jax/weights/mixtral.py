@@ -1,0 +1,140 @@
+"""A trained MoLE as a stock Hugging Face model: LLaVA over a Mixtral of merged experts.
+
+A MoLE layer sends each token to the expert of the largest router logit and adds that expert's unscaled delta. Mixtral
+(transformers 5, `MixtralTopKRouter`) takes a softmax over all experts, keeps the `num_experts_per_tok` largest and
+divides them by their sum: with one expert kept, its weight is exactly 1. So a Mixtral block whose expert e holds
+``W + (alpha / rank) A_e B_e`` for all three projections is the same function, and any software that serves Mixtral
+serves it. A router bias (Mixtral has none) or a delta scaled by its probability breaks the identity.
+
+Frozen attention takes its plain LoRA merged. Layouts: `mole_jax.weights.names`, and beside it, per layer,
+``language_model.model.layers.{layer}.block_sparse_moe.`` + ``gate.weight`` (E, D), ``experts.{e}.w1.weight`` (F, D),
+``experts.{e}.w3.weight`` (F, D), ``experts.{e}.w2.weight`` (D, F), which transformers 4 and 5 both read.
+
+In bfloat16 transformers also computes the router in bfloat16, where tokens near a tie may choose the other expert.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mole_jax.config import AdapterConfig
+from mole_jax.errors import UserError
+from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture
+from mole_jax.weights.hf import foreign_tensors, tensor_sizes, write_folder
+from mole_jax.weights.hf_config import architecture_to_hf
+from mole_jax.weights.merge import merged_layer, merged_leaf
+from mole_jax.weights.names import leaf_specs
+
+_BLOCK = "language_model.model.layers.{layer}.block_sparse_moe."
+ROUTER = _BLOCK + "gate.weight"
+EXPERT = _BLOCK + "experts.{expert}.{matrix}.weight"
+MATRICES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+"""Mixtral's name of each projection."""
+
+_MLP = "decoder/layers/mlp/"
+
+
+def check_mixtral(adapter: AdapterConfig, *, where: str) -> None:
+    """Raises `UserError` with the reason if a model with these adapters is no Mixtral of merged experts."""
+    if adapter.kind != "mole":
+        raise UserError(f"{where}: has no routed experts (adapter.kind {adapter.kind}); convert it --to hf instead")
+    reason = None
+    if adapter.router_bias:
+        reason = "its router has a bias (adapter.router_bias), for which Mixtral has no place"
+    elif adapter.router_gradient == "gate_scaled":
+        reason = "its experts are scaled by their probability (adapter.router_gradient gate_scaled), Mixtral's are not"
+    elif adapter.router_gradient == "dense":
+        reason = "it mixes all experts (adapter.router_gradient dense), Mixtral adds up whole experts instead"
+    if reason:
+        raise UserError(
+            f"{where}: is no Mixtral, so stock software cannot compute it: {reason}; "
+            "keep it as a run, or fold one expert with --expert"
+        )
+
+
+def architecture_to_mixtral(arch: LlavaArchitecture, experts: int, dtype: str = "bfloat16") -> dict:
+    """Returns the config.json of `arch` with a Mixtral of so many experts as its decoder, top-1.
+
+    Raises:
+        UserError: `arch` has image vectors.
+    """
+    config = architecture_to_hf(arch, dtype)
+    text = {key: value for key, value in config["text_config"].items() if key not in ("attention_bias", "mlp_bias")}
+    config["text_config"] = text | {
+        "model_type": "mixtral",
+        "num_experts_per_tok": 1,
+        "num_local_experts": experts,
+        "output_router_logits": False,
+        "router_jitter_noise": 0.0,
+        "sliding_window": None,
+    }
+    return config
+
+
+def write_mixtral(
+    folder: str | Path,
+    arch: LlavaArchitecture,
+    adapter: AdapterConfig,
+    leaves: Mapping[str, np.ndarray],
+    dtype: DTypeLike = ml_dtypes.bfloat16,
+    *,
+    where: str,
+    max_shard_bytes: int = 5_000_000_000,
+    tokenizer: str | Path | None = None,
+) -> None:
+    """Writes a folder that transformers 5 loads as LlavaForConditionalGeneration.
+
+    Args:
+        folder: made if it is not there.
+        arch: the model without its adapters.
+        adapter: the adapters; sums are in float32, and rounded to `dtype` once.
+        leaves: every array of the model by path. Experts are merged one matrix of one layer at a time.
+        dtype: type of the written weights.
+        where: what messages call the model.
+        max_shard_bytes: largest size of a file, unless a single tensor is larger.
+        tokenizer: folder whose tokenizer files are copied along. None: none are.
+
+    Raises:
+        UserError: the model is no Mixtral (`check_mixtral`), has image vectors, or `tokenizer` has no tokenizer.
+    """
+    check_mixtral(adapter, where=where)
+    dtype = np.dtype(dtype)
+    config = architecture_to_mixtral(arch, adapter.experts, dtype.name)
+    specs = {path: spec for path, spec in leaf_specs(arch).items() if not path.startswith(_MLP)}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        yield from foreign_tensors(specs, lambda path: merged_leaf(leaves, path, adapter), dtype)
+        yield from _blocks(arch.decoder, adapter, leaves, dtype)
+
+    sizes = tensor_sizes(specs.values(), dtype) | _block_sizes(arch.decoder, adapter.experts, dtype)
+    write_folder(folder, config, arch, sizes, tensors(), max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+
+
+def _block_sizes(arch: DecoderArchitecture, experts: int, dtype: np.dtype) -> dict[str, int]:
+    sizes = {}
+    for layer in range(arch.layers):
+        sizes[ROUTER.format(layer=layer)] = experts * arch.width * dtype.itemsize
+        for expert in range(experts):
+            for matrix in MATRICES.values():
+                name = EXPERT.format(layer=layer, expert=expert, matrix=matrix)
+                sizes[name] = math.prod((arch.width, arch.mlp_width, dtype.itemsize))
+    return sizes
+
+
+def _blocks(
+    arch: DecoderArchitecture, adapter: AdapterConfig, leaves: Mapping[str, np.ndarray], dtype: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
+    for layer in range(arch.layers):
+        router = leaves[_MLP + "router/kernel"][layer]
+        yield ROUTER.format(layer=layer), np.ascontiguousarray(router.T, dtype=dtype)
+        for expert in range(adapter.experts):
+            for target, matrix in MATRICES.items():
+                kernel = merged_layer(leaves, f"{_MLP}{target}/kernel", adapter, layer, expert)
+                name = EXPERT.format(layer=layer, expert=expert, matrix=matrix)
+                yield name, np.ascontiguousarray(kernel.T, dtype=dtype)

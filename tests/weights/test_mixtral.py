@@ -1,0 +1,131 @@
+"""A MoLE as a stock Mixtral: against the definition, against transformers, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from mole_jax.config import ATTENTION_TARGETS
+from mole_jax.errors import UserError
+from mole_jax.parameters import unflatten
+from mole_jax.weights.convert import convert
+from tests.weights.mixtral_reference import decoder_logits
+from tests.weights.runs import example, logits, trained_run
+
+PART = ("q_proj", "gate_proj", "down_proj")
+ALL = (*ATTENTION_TARGETS, "gate_proj", "up_proj", "down_proj")
+LOGITS_BY_TORCH = """
+import sys, numpy, torch
+from transformers import LlavaForConditionalGeneration
+folder, inputs, output = sys.argv[1:]
+model, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+assert type(model.model.language_model).__name__ == "MixtralModel"
+left = {name: sorted(found) for name, found in info.items() if found}
+assert not left, left
+given = numpy.load(inputs)
+given = {"input_ids": torch.from_numpy(given["tokens"]).long(), "pixel_values": torch.from_numpy(given["pixels"])}
+with torch.no_grad():
+    result = model.eval()(**given).logits
+    model.save_pretrained(output + ".saved")
+    again = LlavaForConditionalGeneration.from_pretrained(output + ".saved", dtype=torch.float32)
+    assert torch.equal(result, again.eval()(**given).logits), "saved by transformers and loaded again"
+numpy.save(output, result.numpy())
+"""
+
+
+def embedded(spec, leaves):
+    tokens, images = example(spec.arch)
+    model = nnx.merge(spec.graph, unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()}))
+    return np.asarray(model.embed(jnp.asarray(tokens), jnp.asarray(images), jnp.dtype("float32")))[0]
+
+
+@pytest.mark.parametrize("golden", ["tiny_llava", "tiny_llava_gqa"])
+@pytest.mark.parametrize(
+    ("gradient", "targets", "experts"),
+    [("none", ALL, 3), ("straight_through", PART, 5), ("none", ATTENTION_TARGETS, 2)],
+)
+def test_a_mixtral_by_definition_gives_our_logits(goldens, tmp_path, golden, gradient, targets, experts):
+    spec, leaves = trained_run(
+        tmp_path / "run", goldens / golden, kind="mole", router_gradient=gradient, targets=targets, experts=experts
+    )
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    expected = logits(spec, leaves)[0]
+    np.testing.assert_allclose(decoder_logits(tmp_path / "hf", embedded(spec, leaves)), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_experts_matter_and_are_all_chosen(goldens, tmp_path):
+    """The comparison above would pass with any experts if tokens never reached them."""
+    spec, leaves = trained_run(tmp_path / "run", goldens / "tiny_llava", kind="mole")
+    permuted = dict(leaves)
+    kernel = leaves["decoder/layers/mlp/router/kernel"]
+    permuted["decoder/layers/mlp/router/kernel"] = kernel[..., [1, 2, 0]]
+    assert np.abs(logits(spec, leaves) - logits(spec, permuted)).max() > 0.1
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    gates = np.stack([tensors[f"language_model.model.layers.{i}.block_sparse_moe.gate.weight"] for i in range(3)])
+    np.testing.assert_array_equal(gates, kernel.transpose(0, 2, 1))
+
+
+def test_every_merged_matrix_by_formula_rounded_once(goldens, tmp_path):
+    _, leaves = trained_run(tmp_path / "run", goldens / "tiny_llava", kind="mole", rank=2, alpha=5.0)
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "bfloat16")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    for target, matrix in (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")):
+        path = f"decoder/layers/mlp/{target}/"
+        for layer in range(3):
+            for expert in range(3):
+                a = leaves[path + "adapter/a"][layer][:, 2 * expert : 2 * expert + 2]
+                b = leaves[path + "adapter/b"][layer][2 * expert : 2 * expert + 2]
+                frozen = leaves[path + "kernel"][layer].astype(ml_dtypes.bfloat16).astype(np.float32)
+                name = f"language_model.model.layers.{layer}.block_sparse_moe.experts.{expert}.{matrix}.weight"
+                expected = (frozen + np.float32(2.5) * (a @ b)).T
+                assert tensors[name].dtype == ml_dtypes.bfloat16
+                # One unit in the last place: the float32 sum may be taken in another order.
+                np.testing.assert_allclose(tensors[name].astype(np.float32), expected, rtol=2**-8, atol=1e-7)
+    assert not any(".mlp." in name and name.startswith("language_model") for name in tensors)
+    text = json.loads((tmp_path / "hf" / "config.json").read_text())["text_config"]
+    assert (text["num_local_experts"], text["num_experts_per_tok"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"router_bias": True}, "its router has a bias"),
+        ({"router_gradient": "gate_scaled"}, "scaled by their probability"),
+        ({"router_gradient": "dense"}, "it mixes all experts"),
+    ],
+)
+def test_what_is_no_mixtral_is_refused_with_the_reason(goldens, tmp_path, settings, reason):
+    trained_run(tmp_path / "run", goldens / "tiny_llava", kind="mole", **settings)
+    with pytest.raises(UserError, match=f"is no Mixtral.*{reason}") as caught:
+        convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("golden", ["tiny_llava", "tiny_llava_gqa"])
+def test_transformers_loads_it_and_gives_our_logits(goldens, tmp_path, golden):
+    python = os.environ.get("MOLE_JAX_TORCH_PYTHON")
+    if not python:
+        pytest.skip("MOLE_JAX_TORCH_PYTHON names no interpreter that has torch and transformers 5")
+    spec, leaves = trained_run(tmp_path / "run", goldens / golden, kind="mole")
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    tokens, images = example(spec.arch)
+    np.savez(tmp_path / "inputs.npz", tokens=tokens, pixels=images[0].transpose(0, 3, 1, 2))
+    script, result = tmp_path / "logits_by_torch.py", tmp_path / "logits.npy"
+    script.write_text(LOGITS_BY_TORCH)
+    command = [python, str(script), str(tmp_path / "hf"), str(tmp_path / "inputs.npz"), str(result)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours, theirs = logits(spec, leaves), np.load(result)
+    print(f"\n{golden}: largest difference {np.abs(ours - theirs).max():.2e}, largest logit {np.abs(theirs).max():.2f}")
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
