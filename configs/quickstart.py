@@ -33,7 +33,7 @@ def get_config() -> Config:
         ),
         # A small model takes larger steps than the 7B recipes do.
         optimizer=OptimizerConfig(learning_rate=3e-3, projector_learning_rate=1e-3),
-        train=TrainConfig(steps=150, batch_rows=16),
+        train=TrainConfig(steps=200, batch_rows=16),
         checkpoint=CheckpointConfig(every=50),
         evaluation=EvaluationConfig(
             tasks=tuple(TaskConfig(name, f"{DATA}/{name}/test.json") for name in DOMAINS),

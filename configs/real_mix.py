@@ -41,11 +41,11 @@ def get_config() -> Config:
             on_too_long="skip",
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, base_learning_rate=5e-4, weight_decay=0.05),
-        train=TrainConfig(epochs=3, batch_rows=8, trainable=("adapters", "router", "projector", "vision", "decoder")),
+        train=TrainConfig(epochs=1, batch_rows=8, trainable=("adapters", "router", "projector", "vision", "decoder")),
         checkpoint=CheckpointConfig(every=50),
         evaluation=EvaluationConfig(
             tasks=tuple(TaskConfig(name, f"{DATA}/{name}/test.json", limit=100) for name in DOMAINS),
-            every=50,
+            every=25,
             batch_size=10,
             max_new_tokens=12,
         ),

@@ -32,7 +32,7 @@ def test_every_command_is_known_here_or_in_ci():
     others = [line for line in COMMANDS if line not in DOORS and line not in LAUNCHES]
     assert others == ["make quickstart", "make test"]
     assert all(line in ci for line in others)
-    assert len(DOORS) == 5
+    assert len(DOORS) == 6
     assert LAUNCHES
 
 
@@ -51,7 +51,13 @@ def test_the_doors_of_the_readme_in_their_order(tmp_path):
     (tmp_path / "mine.py").write_text(snippet)
     for line in DOORS:
         words = shlex.split(line.replace("configs/mine.py", str(tmp_path / "mine.py")))
-        for path in ("runs/mine", "runs/quickstart/lora_hf", "runs/quickstart/lora", "runs/quickstart/scores"):
+        for path in (
+            "runs/mine",
+            "runs/quickstart/lora_hf",
+            "runs/quickstart/mole_hf",
+            "runs/quickstart/lora",
+            "runs/quickstart/scores",
+        ):
             words = [str(tmp_path / path) if word == path else word for word in words]
         door = words[2].removeprefix("mole_jax.")
         if door in ("train", "evaluate"):

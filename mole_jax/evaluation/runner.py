@@ -18,7 +18,7 @@ from mole_jax.data.conversation import PROMPTS
 from mole_jax.data.held_out import Question, held_out_batches, questions
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
-from mole_jax.evaluation.metrics import METRICS, bootstrap_interval
+from mole_jax.evaluation.metrics import METRIC_VERSIONS, METRICS, aggregate, bootstrap_interval
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch
@@ -47,8 +47,9 @@ class Evaluator:
         """Evaluates all tasks and writes ``eval/step_<step>.json``, predictions beside it and the use of the experts.
 
         Returns:
-            ``{"step": step, "tasks": {name: {"loss", "score", "interval", "metric", "questions",
-            "answer_tokens"}}}``: loss is nats per answer token, score the mean of the metric over questions.
+            ``{"step": step, "tasks": {name: {"loss", "answer_tokens", "score", "interval", "metric",
+            "metric_version", "questions"}}}``: loss is nats per answer token, score the mean of the metric over
+            questions; a metric with more numbers (`aggregate`) adds them by their names.
 
         Raises:
             UserError: a task's file cannot be read, or holds a broken record.
@@ -121,10 +122,12 @@ class Evaluator:
                 for one, text, score in zip(asked, texts, scores, strict=True)
             ]
             (folder / f"{task.name}.jsonl").write_text("\n".join(lines) + "\n")
+        numbers = aggregate(task.metric, texts, [[one.answer] for one in asked])
         return {
-            "score": float(np.mean(scores)),
+            **numbers,
             "interval": list(bootstrap_interval(scores, seed=self.config.seed)),
             "metric": task.metric,
+            "metric_version": METRIC_VERSIONS[task.metric],
             "questions": len(asked),
         }
 

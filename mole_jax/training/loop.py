@@ -63,13 +63,13 @@ def train(config: Config, workdir: epath.Path) -> None:
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
                 state, output = run.step(state, run.frozen, arrays)
             log.add(step, batch, output)
-            held_out = None
-            if step == run.total_steps:
-                held_out = evaluate(run, step, state, progress, generate=config.evaluation.generate)
-            elif config.evaluation.every and step % config.evaluation.every == 0:
-                held_out = evaluate(run, step, state, progress, generate=False)
+            last, held_out = step == run.total_steps, None
+            if last or (config.evaluation.every and step % config.evaluation.every == 0):
+                log.flush()
+                held_out = evaluate(run, step, state, progress, generate=last and config.evaluation.generate)
+                log.restart_clock()
             stop = bool(terminated) or log.too_many_bad_steps
-            if stop or step % config.checkpoint.every == 0 or step == run.total_steps:
+            if stop or last or step % config.checkpoint.every == 0:
                 log.flush()
                 checkpointer.save(step, state, position, run.meta, held_out)
                 if jax.process_index() == 0:
@@ -126,8 +126,9 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
 
 
 def finish(run: Run, state: TrainState, progress: Progress) -> None:
-    """Evaluates the trained model and writes the report."""
-    evaluate(run, run.total_steps, state, progress, generate=run.config.evaluation.generate)
+    """Evaluates the trained model, if a kill came between its checkpoint and that, and writes the report."""
+    if not result_file(run.workdir, run.total_steps).exists():
+        evaluate(run, run.total_steps, state, progress, generate=run.config.evaluation.generate)
     progress.close()
     if jax.process_index() == 0:
         page = report.write_report(run.workdir)

@@ -30,7 +30,7 @@ class StepLog:
         self._pending: tuple[int, Batch, Mapping[str, Any]] | None = None
         self._bad_in_a_row = 0
         self._bad_file = run.workdir / f"bad_steps{jax.process_index() or ''}.jsonl"
-        self._since, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
+        self.restart_clock()
 
     @property
     def too_many_bad_steps(self) -> bool:
@@ -41,6 +41,10 @@ class StepLog:
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
+
+    def restart_clock(self) -> None:
+        """Leaves out of the speed what was done since the last step was recorded."""
+        self._since, self._waited, self._tokens, self._steps = time.perf_counter(), 0.0, 0, 0
 
     def add(self, step: int, batch: Batch, output: Mapping[str, Any]) -> None:
         """Takes the output of a step just dispatched and reads that of the one before."""
@@ -71,7 +75,7 @@ class StepLog:
             peak_flops=self._peak,
             devices=self._run.mesh.devices.size,
         )
-        self._since, self._waited, self._tokens, self._steps = now, 0.0, 0, 0
+        self.restart_clock()
         if jax.process_index() == 0:
             self._writer.write(step, metrics)
             self._progress.update(step, metrics)

@@ -25,8 +25,8 @@ class AdapterSource:
         base_name: where it was found.
     """
 
-    def __init__(self, name: str, file: AdapterFile, base: Source, base_name: str):
-        """Joins them.
+    def __init__(self, name: str, file: AdapterFile, base: Source, base_name: str, tokenizer: str | None = None):
+        """Joins them; `tokenizer` is the folder of the adapters' own, if they have one.
 
         Raises:
             UserError: the file says that it belongs to another base, or the base carries adapters itself.
@@ -45,7 +45,7 @@ class AdapterSource:
         self.seed = base.seed
         self.prompt: PromptName | None = file.prompt or base.prompt
         self.image_aspect: ImageAspect | None = file.image_aspect or base.image_aspect
-        self.tokenizer = base.tokenizer
+        self.tokenizer = tokenizer or base.tokenizer
         self._arrays = file.arrays
 
     @property

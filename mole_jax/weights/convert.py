@@ -16,7 +16,7 @@ from mole_jax.parameters import group_of
 from mole_jax.training.state import ModelSpec
 from mole_jax.weights import llava_mole, mole_folder, run
 from mole_jax.weights.adapter_source import AdapterSource
-from mole_jax.weights.hf import write_hf
+from mole_jax.weights.hf import architecture_to_hf, write_hf
 from mole_jax.weights.merge import merged, single_expert
 from mole_jax.weights.mixtral import check_mixtral, write_mixtral
 from mole_jax.weights.peft import check_peft, write_peft
@@ -76,8 +76,10 @@ def _check(source: Source, to: str, expert: int | None, *, where: str) -> None:
         if to not in ("hf", "peft"):
             raise UserError(f"--expert: goes with --to hf or --to peft, not with --to {to}")
         adapter = single_expert({}, adapter, expert, where=where)[1]
-    if to == "hf" and adapter.kind == "mole":
-        check_mixtral(adapter, where=where)
+    if to == "hf":
+        architecture_to_hf(source.architecture)  # refuses learned image vectors
+        if adapter.kind == "mole":
+            check_mixtral(adapter, where=where)
     if to == "peft":
         check_peft(adapter, source.architecture, where=where)
     if to == "llava_mole":
@@ -174,7 +176,9 @@ def _write_foreign(
     elif to == "mole":
         groups = tuple(dict.fromkeys((*source.trained, "adapters", "router")))
         mole_folder.write_mole(output, _meta(source, adapter, groups), arrays, DTYPES[own])
-    else:
+    if to == "llava_mole":
         llava_mole.write_llava_mole(output, adapter, arch, arrays, where=where, settings=_prompting(source))
         return f"float32 (frozen ones {whole})"
+    if to in _ADAPTERS_ONLY and source.tokenizer is not None:
+        Tokenizer.load(source.tokenizer).save(output)
     return whole if to == "hf" else own

@@ -7,10 +7,8 @@ A folder is ``config.json`` beside ``model.safetensors``, or beside several file
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,28 +16,20 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights import llava
 from mole_jax.weights.accounts import complain
 from mole_jax.weights.hf_config import architecture_from_hf, architecture_to_hf
+from mole_jax.weights.hf_folder import write_folder
 from mole_jax.weights.names import LeafSpec, canonical, ignored, leaf_specs
-from mole_jax.weights.safetensors_io import TensorFolder, read_json, tensor_files, write_tensors
+from mole_jax.weights.safetensors_io import TensorFolder, read_json, tensor_files
 
 __all__ = ["HfCheckpoint", "architecture_from_hf", "architecture_to_hf", "content_hash", "resolve", "write_hf"]
 
 Leaves = Callable[[str], np.ndarray] | Mapping[str, np.ndarray]
 
 CONFIG = "config.json"
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 
 
 class HfCheckpoint:
@@ -47,11 +37,12 @@ class HfCheckpoint:
 
     Attributes:
         folder: the local folder.
+        folders: it, and the vision tower's where that is apart.
         architecture: what its config.json says.
     """
 
-    def __init__(self, folder: Path, architecture: LlavaArchitecture, tensors: TensorFolder):
-        self.folder = folder
+    def __init__(self, folder: Path, architecture: LlavaArchitecture, tensors: TensorFolder, *apart: Path):
+        self.folder, self.folders = folder, (folder, *apart)
         self.architecture = architecture
         self._specs = leaf_specs(architecture)
         self._tensors = tensors
@@ -59,15 +50,31 @@ class HfCheckpoint:
 
     @classmethod
     def open(cls, folder: str | Path) -> HfCheckpoint:
-        """Opens a folder, or a hub name such as ``llava-hf/llava-1.5-7b-hf``.
+        """Opens a folder, or a hub name such as ``llava-hf/llava-1.5-7b-hf``; original LLaVA checkpoints too.
 
         Raises:
             UserError: no such folder or hub name, a file is missing or cut off, the model is not supported, or a tensor
                 is missing, unknown or of the wrong shape.
         """
         local = resolve(folder)
-        architecture = architecture_from_hf(read_json(local / CONFIG), where=str(local / CONFIG))
+        config = read_json(local / CONFIG)
+        if llava.is_llava(config):
+            return cls._open_original(local, config)
+        architecture = architecture_from_hf(config, where=str(local / CONFIG))
         return cls(local, architecture, TensorFolder(tensor_files(local)))
+
+    @classmethod
+    def _open_original(cls, local: Path, config: dict) -> HfCheckpoint:
+        where = local / CONFIG
+        architecture = architecture_from_hf(llava.config_to_hf(config, where=where), where=str(where))
+        tensors = TensorFolder(tensor_files(local))
+        apart = (
+            ()
+            if llava.has_tower(tensors)
+            else (llava.tower_folder(config, where) or resolve(config["mm_vision_tower"]),)
+        )
+        tower = TensorFolder(tensor_files(apart[0])) if apart else None
+        return cls(local, architecture, llava.LlavaTensors(tensors, architecture.decoder.vocab, tower), *apart)
 
     def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every leaf, by path."""
@@ -204,31 +211,6 @@ def write_hf(
     write_folder(folder, config, arch, sizes, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
 
 
-def write_folder(
-    folder: str | Path,
-    config: dict,
-    arch: LlavaArchitecture,
-    sizes: Mapping[str, int],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    *,
-    max_shard_bytes: int = 5_000_000_000,
-    tokenizer: str | Path | None = None,
-) -> None:
-    """Writes tensors and all the small files that stand beside them; `sizes` and `tensors` as in `write_tensors`.
-
-    Raises:
-        UserError: `tokenizer` has no tokenizer.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder, sizes, tensors, max_shard_bytes)
-    _copy_tokenizer(folder, tokenizer)
-    _write_json(folder / "generation_config.json", _generation(arch))
-    _write_json(folder / "preprocessor_config.json", _preprocessor(arch))
-    _write_json(folder / "processor_config.json", _processor(arch))
-    _write_json(folder / CONFIG, config)  # last: a folder without it is seen to be unfinished
-
-
 def tensor_sizes(specs: Iterable[LeafSpec], dtype: np.dtype) -> dict[str, int]:
     """Returns the bytes of every foreign tensor of `specs`, by canonical name."""
     return {name: math.prod(spec.foreign_shape) * dtype.itemsize for spec in specs for name in spec.names}
@@ -244,52 +226,3 @@ def foreign_tensors(specs: Mapping[str, LeafSpec], leaves: Leaves, dtype: np.dty
         layers = value if spec.stacked else value[None]
         for name, layer in zip(spec.names, layers, strict=True):
             yield name, np.ascontiguousarray(layer.transpose(spec.inverse), dtype=dtype)
-
-
-def _copy_tokenizer(folder: Path, source: str | Path | None) -> None:
-    if source is None:
-        return
-    found = [Path(source) / name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
-    if not {"tokenizer.model", "tokenizer.json"} & {file.name for file in found}:
-        raise UserError(f"{source}: holds neither tokenizer.model nor tokenizer.json")
-    for file in found:
-        shutil.copyfile(file, folder / file.name)
-
-
-def _generation(arch: LlavaArchitecture) -> dict:
-    decoder = arch.decoder
-    return {"bos_token_id": decoder.bos_id, "eos_token_id": decoder.eos_id, "pad_token_id": decoder.pad_id}
-
-
-def _preprocessor(arch: LlavaArchitecture) -> dict:
-    side = arch.vision.image_size
-    return {
-        "crop_size": {"height": side, "width": side},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": True,  # to a square, with the mean colour, as LLaVA-1.5 trains; transformers' default is off
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(CLIP_MEAN),
-        "image_processor_type": "LlavaImageProcessor",
-        "image_std": list(CLIP_STD),
-        "processor_class": "LlavaProcessor",
-        "resample": 3,  # bicubic
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": side},
-    }
-
-
-def _processor(arch: LlavaArchitecture) -> dict:
-    return {
-        "image_token": "<image>",
-        "num_additional_image_tokens": 1,  # the class token, which the strategy "default" takes off again
-        "patch_size": arch.vision.patch_size,
-        "processor_class": "LlavaProcessor",
-        "vision_feature_select_strategy": "full" if arch.feature_select == "full" else "default",
-    }
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -132,6 +132,8 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
     Raises:
         UserError: the file cannot be read, or a tensor is missing, unknown or of the wrong shape.
     """
+    if alpha is not None and alpha <= 0:
+        raise UserError(f"{path}: --alpha {alpha:g} is no scale; give a number over 0")
     path = path if path.is_file() else path / FILE
     tensors = open_state_dict(path)
     stored = {_plain(name): name for name in tensors.shapes if not _IGNORED.search(name)}
@@ -206,7 +208,7 @@ def _adapter(
         adapter = config_json.dataclass_from_json(header["adapter"], AdapterConfig, where=f"{path}: header")
     else:
         adapter = AdapterConfig(kind="mole", alpha=2.0 * rank, router_gradient="dense", balance_loss="pooled")
-    return dataclasses.replace(adapter, rank=rank, experts=experts, alpha=alpha or adapter.alpha)
+    return dataclasses.replace(adapter, rank=rank, experts=experts, alpha=adapter.alpha if alpha is None else alpha)
 
 
 def _frozen_names(spec: LeafSpec) -> list[str]:

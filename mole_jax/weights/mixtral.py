@@ -26,8 +26,9 @@ from numpy.typing import DTypeLike
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture
-from mole_jax.weights.hf import foreign_tensors, tensor_sizes, write_folder
+from mole_jax.weights.hf import foreign_tensors, tensor_sizes
 from mole_jax.weights.hf_config import architecture_to_hf
+from mole_jax.weights.hf_folder import write_folder
 from mole_jax.weights.merge import merged_layer, merged_leaf
 from mole_jax.weights.names import leaf_specs
 

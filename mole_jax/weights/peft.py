@@ -47,7 +47,9 @@ _UNSUPPORTED = {
     "alpha_pattern": ({}, None),
     "fan_in_fan_out": (False, None),
     "lora_bias": (False, None),
+    "layer_replication": (None, []),
     "layers_to_transform": (None, []),
+    "target_parameters": (None, []),
 }
 
 

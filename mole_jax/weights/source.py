@@ -60,7 +60,7 @@ class Source(Protocol):
 
 
 class HfSource:
-    """A Hugging Face LLaVA folder or hub name."""
+    """A Hugging Face or original LLaVA folder, or a hub name of either."""
 
     adapter = AdapterConfig(kind="none")
     seed = 0
@@ -74,7 +74,8 @@ class HfSource:
         self.tokenizer = _tokenizer_in(epath.Path(self.checkpoint.folder))
 
     def content_hash(self) -> str:
-        return hf.content_hash(self.checkpoint.folder)
+        hashes = [hf.content_hash(folder) for folder in self.checkpoint.folders]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def load(self, abstract: Abstract) -> dict[str, jax.Array]:
         have = self.checkpoint.leaf_shapes()
@@ -181,7 +182,9 @@ def open_source(
     if (folder / run.CHECKPOINTS).exists():
         raise UserError(f"{name}: a run's folder without a finished checkpoint; train longer or choose another")
     if folder.exists() and not (folder / "config.json").exists():
-        raise UserError(f"{name}: neither a run's folder (checkpoints/) nor a HF folder (config.json, *.safetensors)")
+        raise UserError(
+            f"{name}: neither a run's folder (checkpoints/) nor a HF folder (config.json, *.safetensors) nor adapters"
+        )
     return HfSource(name)
 
 
@@ -205,7 +208,7 @@ def _open_adapters(name: str, folder: epath.Path, base: str | None, alpha: float
     if base is None:
         raise UserError(f"{name}: holds adapters and does not name the model they stand on; give it with --base")
     below = open_source(base)
-    return AdapterSource(name, read(local, below.architecture), below, base)
+    return AdapterSource(name, read(local, below.architecture), below, base, _tokenizer_in(folder))
 
 
 def locate(name: str) -> str:

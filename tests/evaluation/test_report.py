@@ -117,12 +117,12 @@ def test_losses_without_generation_still_make_a_table(workdir):
 
 def test_expert_use_is_taken_from_the_last_metrics_that_have_it(tmp_path):
     lines = [
-        {"step": 1, "router/use/a/b/layer0/expert0": 0.1},
-        {"step": 2, "router/use/a/b/layer0/expert0": 0.25, "router/use/a/b/layer1/expert2": 0.75},
+        {"step": 1, "router/use/a/b/expert0": 0.1},
+        {"step": 2, "router/use/a/b/expert0": 0.25, "router/use/a/b/expert2": 0.75},
         {"step": 3, "loss": 1.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_run(tmp_path).expert_use == {"domains": ["a/b"], "use": [[[0.25, 0.0, 0.0], [0.0, 0.0, 0.75]]]}
+    assert read_run(tmp_path).expert_use == {"domains": ["a/b"], "use": [[[0.25, 0.0, 0.75]]]}
 
 
 def test_broken_file_is_named(workdir):

@@ -34,7 +34,7 @@ def released(golden, tmp_path):
 
 
 def test_names_and_shapes_are_the_released_ones(released):
-    spec, leaves, folder = released
+    _, leaves, folder = released
     tensors = load_file(folder / FILE)
     mlp = "decoder/layers/mlp/"
     a, b = (leaves[f"{mlp}down_proj/adapter/{side}"] for side in "ab")
@@ -120,6 +120,8 @@ def test_mistakes_are_told_in_one_line(released, golden, tmp_path):
 
     expert = LAYER.format(1) + "mlp.moe_up.1.lora_A"
     refused(whole, "give it with --base", base=None)
+    with pytest.raises(UserError, match="--alpha 0 is no scale"):
+        open_source(str(folder), base=str(golden), alpha=0.0)
     refused({name: one for name, one in whole.items() if name != expert}, f"1 missing: {re.escape(expert)}")
     refused(whole | {LAYER.format(0) + "mlp.moe_up.3.lora_A": whole[expert]}, r"1 unknown: .*moe_up\.3\.lora_A")
     refused(whole | {expert: whole[expert].T.copy()}, r"1 of the wrong shape: .*moe_up\.1\.lora_A is \(64, 3\)")

@@ -1,10 +1,8 @@
-"""A MoLE as a stock Mixtral: against the definition, against transformers, and what is refused."""
+"""A MoLE as a stock Mixtral: against the definition (against transformers: test_torch.py), and what is refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -22,23 +20,6 @@ from tests.weights.runs import example, logits, trained_run
 
 PART = ("q_proj", "gate_proj", "down_proj")
 ALL = (*ATTENTION_TARGETS, "gate_proj", "up_proj", "down_proj")
-LOGITS_BY_TORCH = """
-import sys, numpy, torch
-from transformers import LlavaForConditionalGeneration
-folder, inputs, output = sys.argv[1:]
-model, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-assert type(model.model.language_model).__name__ == "MixtralModel"
-left = {name: sorted(found) for name, found in info.items() if found}
-assert not left, left
-given = numpy.load(inputs)
-given = {"input_ids": torch.from_numpy(given["tokens"]).long(), "pixel_values": torch.from_numpy(given["pixels"])}
-with torch.no_grad():
-    result = model.eval()(**given).logits
-    model.save_pretrained(output + ".saved")
-    again = LlavaForConditionalGeneration.from_pretrained(output + ".saved", dtype=torch.float32)
-    assert torch.equal(result, again.eval()(**given).logits), "saved by transformers and loaded again"
-numpy.save(output, result.numpy())
-"""
 
 
 def embedded(spec, leaves):
@@ -47,10 +28,13 @@ def embedded(spec, leaves):
     return np.asarray(model.embed(jnp.asarray(tokens), jnp.asarray(images), jnp.dtype("float32")))[0]
 
 
-@pytest.mark.parametrize("golden", ["tiny_llava", "tiny_llava_gqa"])
 @pytest.mark.parametrize(
-    ("gradient", "targets", "experts"),
-    [("none", ALL, 3), ("straight_through", PART, 5), ("none", ATTENTION_TARGETS, 2)],
+    ("golden", "gradient", "targets", "experts"),
+    [
+        ("tiny_llava", "none", ALL, 3),
+        ("tiny_llava_gqa", "straight_through", PART, 5),
+        ("tiny_llava_gqa", "none", ATTENTION_TARGETS, 2),
+    ],
 )
 def test_a_mixtral_by_definition_gives_our_logits(goldens, tmp_path, golden, gradient, targets, experts):
     spec, leaves = trained_run(
@@ -109,23 +93,3 @@ def test_what_is_no_mixtral_is_refused_with_the_reason(goldens, tmp_path, settin
         convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "hf").exists()
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("golden", ["tiny_llava", "tiny_llava_gqa"])
-def test_transformers_loads_it_and_gives_our_logits(goldens, tmp_path, golden):
-    python = os.environ.get("MOLE_JAX_TORCH_PYTHON")
-    if not python:
-        pytest.skip("MOLE_JAX_TORCH_PYTHON names no interpreter that has torch and transformers 5")
-    spec, leaves = trained_run(tmp_path / "run", goldens / golden, kind="mole")
-    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
-    tokens, images = example(spec.arch)
-    np.savez(tmp_path / "inputs.npz", tokens=tokens, pixels=images[0].transpose(0, 3, 1, 2))
-    script, result = tmp_path / "logits_by_torch.py", tmp_path / "logits.npy"
-    script.write_text(LOGITS_BY_TORCH)
-    command = [python, str(script), str(tmp_path / "hf"), str(tmp_path / "inputs.npz"), str(result)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    ours, theirs = logits(spec, leaves), np.load(result)
-    print(f"\n{golden}: largest difference {np.abs(ours - theirs).max():.2e}, largest logit {np.abs(theirs).max():.2f}")
-    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)

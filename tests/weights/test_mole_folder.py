@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import mole_jax
+from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.weights.convert import convert
 from mole_jax.weights.source import open_source
+from tests.tiny import ROOT, TOKENIZER
 from tests.weights.runs import leaves_of, trained_run
 
 
@@ -58,3 +63,25 @@ def test_it_belongs_to_one_base(goldens, tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99}))
     with pytest.raises(UserError, match="format 99 is not"):
         open_source(str(tmp_path / "mole"))
+
+
+def test_the_door_and_the_tokenizer_that_travels_along(tmp_path):
+    trained_run(tmp_path / "run", TOKENIZER, kind="mole", router_bias=True)
+    Tokenizer.load(TOKENIZER).save(str(tmp_path / "run"))
+
+    def door(*flags):
+        command = [sys.executable, "-m", "mole_jax.convert", "--input", str(tmp_path / "run"), *flags]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    done = door("--output", str(tmp_path / "mole"), "--to", "mole")
+    assert done.returncode == 0, done.stderr
+    assert "numbers as float32" in done.stdout
+    assert open_source(str(tmp_path / "mole")).tokenizer == str(tmp_path / "mole")
+    model, processor = mole_jax.load(str(tmp_path / "mole"))
+    assert model.decoder.layers.mlp.router.bias is not None
+    assert processor.prompt == "v1"
+
+    refused = door("--output", str(tmp_path / "hf"), "--to", "hf")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "its router has a bias" in refused.stderr

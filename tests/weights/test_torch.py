@@ -1,0 +1,127 @@
+"""Exported files in the software that they are for: transformers and PEFT, in an environment of their own with torch.
+
+The variable MOLE_JAX_TORCH_PYTHON names its interpreter; without it these tests skip.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mole_jax.weights.convert import convert
+from tests.weights.runs import example, leaves_of, logits, trained_run
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.torch
+
+LOGITS = """
+import numpy, torch
+from transformers import LlavaForConditionalGeneration
+
+def load(folder):
+    return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+
+given = numpy.load("inputs.npz")
+given = {"input_ids": torch.from_numpy(given["tokens"]).long(), "pixel_values": torch.from_numpy(given["pixels"])}
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(**given).logits
+"""
+MIXTRAL = """
+model, info = load("hf")
+assert type(model.model.language_model).__name__ == "MixtralModel"
+left = {name: sorted(found) for name, found in info.items() if found}
+assert not left, f"keys that do not fit: {left}"
+result = logits(model)
+model.save_pretrained("saved")
+assert torch.equal(result, logits(load("saved")[0])), "saved by transformers and loaded again"
+numpy.save("logits.npy", result.numpy())
+"""
+PEFT = """
+import sys, warnings
+from peft import PeftModel
+warnings.simplefilter("error", UserWarning)  # PEFT only warns of keys that it did not find
+model = PeftModel.from_pretrained(load(sys.argv[1])[0], "peft")
+assert not any("vision" in name for name, _ in model.named_parameters() if "lora_" in name)
+model.save_pretrained("saved")
+numpy.save("logits.npy", logits(model).numpy())
+"""
+STATE_DICT = """
+import pathlib, numpy, torch
+from safetensors.torch import load_file
+from mole_jax.errors import UserError
+from mole_jax.weights.state_dict import open_state_dict
+tensors = load_file("out/llava_mole.safetensors")
+torch.save({"state_dict": {name: value.bfloat16() for name, value in tensors.items()}}, "released.pt")
+read = open_state_dict(pathlib.Path("released.pt"))
+assert read.shapes == {name: tuple(value.shape) for name, value in tensors.items()}
+for name, value in tensors.items():
+    numpy.testing.assert_array_equal(read.read(name), value.bfloat16().float().numpy())
+torch.save({"state_dict": {"weight": pathlib.Path("x")}}, "pickle.pt")
+try:
+    open_state_dict(pathlib.Path("pickle.pt"))
+except UserError as error:
+    assert "cannot be read as weights alone" in str(error) and "\\n" not in str(error), error
+else:
+    raise AssertionError("a pickle of any object was read")
+"""
+
+
+def run_by_torch(folder: Path, script: str, *arguments: str) -> None:
+    """Runs a script in `folder` by the interpreter that has torch."""
+    python = os.environ.get("MOLE_JAX_TORCH_PYTHON")
+    if not python:
+        pytest.skip("MOLE_JAX_TORCH_PYTHON names no interpreter that has torch, transformers 5 and peft")
+    (folder / "script.py").write_text(script)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [python, "script.py", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def save_example(folder, arch):
+    tokens, images = example(arch)
+    np.savez(folder / "inputs.npz", tokens=tokens, pixels=images[0].transpose(0, 3, 1, 2))
+
+
+def compare(folder, name, spec, leaves):
+    ours, theirs = logits(spec, leaves), np.load(folder / "logits.npy")
+    print(f"\n{name}: largest difference {np.abs(ours - theirs).max():.1e}, largest logit {np.abs(theirs).max():.2f}")
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("golden", ["tiny_llava", "tiny_llava_gqa"])
+def test_transformers_loads_the_mixtral_and_gives_our_logits(goldens, tmp_path, golden):
+    spec, leaves = trained_run(tmp_path / "run", goldens / golden, kind="mole")
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    save_example(tmp_path, spec.arch)
+    run_by_torch(tmp_path, LOGITS + MIXTRAL)
+    compare(tmp_path, golden, spec, leaves)
+
+
+def test_peft_loads_the_adapter_and_we_load_pefts(goldens, tmp_path):
+    base = goldens / "tiny_llava_gqa"
+    spec, leaves = trained_run(tmp_path / "run", base, kind="lora")
+    convert(str(tmp_path / "run"), str(tmp_path / "peft"), "peft")
+    save_example(tmp_path, spec.arch)
+    run_by_torch(tmp_path, LOGITS + PEFT, str(base))
+    compare(tmp_path, "peft", spec, leaves)
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("peft", "saved"))
+    assert ours.keys() == theirs.keys()
+    again_spec, again = leaves_of(tmp_path / "saved", base=base)
+    assert again_spec.adapter.rank == spec.adapter.rank
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+def test_a_torch_file_is_read_as_weights_alone(goldens, tmp_path):
+    arch = {"feature_layer": -1, "image_vectors": True}
+    trained_run(tmp_path / "run", goldens / "tiny_llava", arch=arch, kind="mole")
+    convert(str(tmp_path / "run"), str(tmp_path / "out"), "llava_mole", "float32")
+    run_by_torch(tmp_path, STATE_DICT)
