@@ -26,7 +26,7 @@ from mole_jax.training.state import ModelSpec, place, trainable_table
 from mole_jax.training.step import Forward, StepMaker, TrainState
 from mole_jax.weights import source as weights
 from mole_jax.weights.run import Meta, latest_step, write_params
-from mole_jax.weights.source import locate, open_base, tokenizer_path
+from mole_jax.weights.source import locate, open_base, open_source, tokenizer_path
 
 CHANGEABLE = ("name", "mesh", "checkpoint", "data.workers", "train.log_every", "train.max_bad_steps", "model.remat")
 """Config fields that may differ when a run is resumed: they change how it runs, not what it computes."""
@@ -59,7 +59,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     """
     mesh = make_mesh(config.mesh)
     check_rows(config.train.batch_rows, config.train.accumulation, mesh)
-    claim(workdir, config)
+    check_same_run(workdir, config)
     source = open_base(config.model, config.seed)
     arch = source.architecture
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
@@ -87,9 +87,12 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     leaves = place(spec, source, mesh, config.train.trainable, config.model.frozen_dtype, config.seed)
     trainable, frozen = cut(leaves, spec.declarations, config.train.trainable)
     maker, state = prepare(config, spec, mesh, trainable, total_steps)
-    base = None if config.model.base is None else locate(config.model.base)
-    if base is None and frozen:
-        base = keep_random_base(workdir, source, flatten(frozen))
+    if config.model.base is not None:
+        base, base_hash = locate(config.model.base), source.content_hash()
+    elif frozen:
+        base, base_hash = keep_random_base(workdir, source, flatten(frozen))
+    else:
+        base, base_hash = None, source.content_hash()
     meta = Meta(
         architecture=arch,
         adapter=config.adapter,
@@ -97,10 +100,12 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         prompt=config.data.prompt,
         image_aspect=config.data.image_aspect,
         base=base,
-        base_hash=source.content_hash(),
+        base_hash=base_hash,
         seed=config.seed,
     )
     if jax.process_index() == 0:
+        # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
+        (workdir / "config.json").write_text(json.dumps(config_json.to_json(config), indent=1))
         tokenizer.save(str(workdir))
         rows = trainable_table(spec.declarations, config.train.trainable)
         (workdir / "trainable.json").write_text(json.dumps(rows, indent=1))
@@ -157,17 +162,15 @@ def compiled_step(maker: StepMaker, state: TrainState, mesh: jax.sharding.Mesh) 
     return jax.jit(maker.train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
 
 
-def claim(workdir: epath.Path, config: Config) -> None:
-    """Writes config.json into a fresh workdir; in one that holds a run, checks that it is the same run.
+def check_same_run(workdir: epath.Path, config: Config) -> None:
+    """Makes the workdir; in one where a run has begun (evaluated or saved), checks that it is this run.
 
     Raises:
         UserError: the workdir holds a run of another config; the message names the first field that differs.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
     file = workdir / "config.json"
-    if not file.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            file.write_text(json.dumps(config_json.to_json(config), indent=1))
+    if not file.exists() or not ((workdir / "eval").exists() or latest_step(workdir) is not None):
         return
     before, now = _dotted(json.loads(file.read_text())), _dotted(config_json.to_json(config))
     for field in sorted(before.keys() | now.keys()):
@@ -187,8 +190,8 @@ def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for name, one in items for path, leaf in _dotted(one, f"{dot}{name}").items()}
 
 
-def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[str, jax.Array]) -> str:
-    """Writes frozen weights that no file holds into the run's folder, once, and returns their name within it."""
+def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[str, jax.Array]) -> tuple[str, str]:
+    """Writes frozen weights that no file holds into the run's folder, once; returns their name within it and hash."""
     folder = workdir / "base"
     if latest_step(folder) is None:
         meta = Meta(
@@ -202,7 +205,7 @@ def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[s
             seed=source.seed,
         )
         write_params(folder, frozen, meta)
-    return folder.name
+    return folder.name, open_source(str(folder)).content_hash()
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
@@ -224,12 +227,14 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
         return config.train.steps
     epochs = float(config.train.epochs or 0)
     file = workdir / "epoch.json"
-    if file.exists():
-        rows = json.loads(file.read_text())["rows"]
+    counted = {"epochs": epochs, "seed": config.seed, "data": config_json.to_json(config.data)}
+    known = json.loads(file.read_text()) if file.exists() else {}
+    if {name: known.get(name) for name in counted} == counted:
+        rows = known["rows"]
     else:
         rows = mixture.count_rows(epochs) * jax.process_count()
         if jax.process_index() == 0:
-            file.write_text(json.dumps({"epochs": epochs, "rows": rows}))
+            file.write_text(json.dumps({"rows": rows, **counted}, indent=1))
     steps = rows // config.train.batch_rows
     if steps == 0:
         raise UserError(

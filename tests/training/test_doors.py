@@ -18,6 +18,8 @@ from mole_jax.training.setup import set_up
 from mole_jax.weights.run import absolute
 from tests import tiny
 
+# One worker takes them all: they share an uninterrupted run, which takes most of a minute.
+pytestmark = pytest.mark.xdist_group("doors")
 STEPS = 60
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
 
@@ -170,6 +172,14 @@ def test_another_config_in_the_same_workdir_is_refused_with_status_2(config, who
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert "holds a run whose optimizer.learning_rate is 0.01, the config has 0.5" in line
+
+
+def test_a_refused_config_does_not_tie_the_folder(config, tmp_path):
+    """After a mistake, the corrected command works in the same workdir."""
+    workdir = absolute(str(tmp_path / "run"))
+    with pytest.raises(UserError, match="no such file"):
+        set_up(cli.load_config(str(config), ["--data.domains.0.path", "nowhere.json"]), workdir)
+    assert set_up(cli.load_config(str(config), []), workdir).total_steps == STEPS
 
 
 def test_evaluate_finds_what_the_run_found(config, whole, tmp_path):
