@@ -2,6 +2,11 @@
 
 Numbers: LLaVA-1.5's pretraining (Liu et al. 2023, arXiv 2310.03744): 558k captions, one epoch, batch 256, LR 1e-3,
 cosine after 3 % warm-up, no weight decay, images cropped to the centre, prompt `plain` (image, caption, newline).
+
+The base, Vicuna and CLIP with a new projector between them, is made once:
+
+    python -m mole_jax.convert --input lmsys/vicuna-7b-v1.5 --vision openai/clip-vit-large-patch14-336 \\
+        --output checkpoints/vicuna-7b-clip-l-336 --to hf
 """
 
 from mole_jax.config import (
@@ -20,7 +25,6 @@ from mole_jax.config import (
 def get_config() -> Config:
     return Config(
         name="llava15-7b-pretrain",
-        # A folder in Hugging Face's LLaVA layout with Vicuna's and CLIP's weights and a freshly drawn projector.
         model=ModelConfig(base="checkpoints/vicuna-7b-clip-l-336"),
         adapter=AdapterConfig(kind="none"),
         data=DataConfig(

@@ -12,6 +12,7 @@ import numpy as np
 from mole_jax.config import ImageAspect, PromptName
 from mole_jax.errors import UserError
 from mole_jax.weights.foreign import AdapterFile
+from mole_jax.weights.leaf import Leaf, as_leaf
 
 if TYPE_CHECKING:
     from mole_jax.weights.source import Abstract, Source
@@ -55,7 +56,8 @@ class AdapterSource:
 
     def content_hash(self) -> str:
         digest = hashlib.sha256(f"{self.architecture} {self.adapter} {self.base.content_hash()}".encode())
-        for path, array in sorted(self._arrays.items()):
+        for path, leaf in sorted(self._arrays.items()):
+            array = np.asarray(leaf)
             digest.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.hexdigest()
 
@@ -68,3 +70,10 @@ class AdapterSource:
                     leaf.shape, leaf.sharding, lambda index, value=value, leaf=leaf: value[index].astype(leaf.dtype)
                 )
         return own | self.base.load({path: leaf for path, leaf in abstract.items() if path not in own})
+
+    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
+        own = {path: leaf for path, leaf in abstract.items() if path in self._arrays}
+        below = {path: leaf for path, leaf in abstract.items() if path not in own}
+        return {path: as_leaf(path, self._arrays[path], leaf.dtype) for path, leaf in own.items()} | (
+            self.base.leaves(below) if below else {}
+        )

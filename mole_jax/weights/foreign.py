@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
+from mole_jax.weights.leaf import Leaves
 
 MODULES = {
     "q_proj": "self_attn.q_proj",
@@ -32,7 +31,7 @@ class AdapterFile:
     """The content of a file of adapters, read against the architecture of its base."""
 
     adapter: AdapterConfig
-    arrays: Mapping[str, np.ndarray]
+    arrays: Leaves
     """Whatever the file has, by our path; what is not here is the base's."""
     trained: tuple[str, ...]
     """Parameter groups that the file brings."""

@@ -7,7 +7,6 @@ A folder is ``config.json`` beside ``model.safetensors``, or beside several file
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +21,13 @@ from mole_jax.weights import llava
 from mole_jax.weights.accounts import complain
 from mole_jax.weights.hf_config import architecture_from_hf, architecture_to_hf
 from mole_jax.weights.hf_folder import write_folder
+from mole_jax.weights.leaf import Leaf, Leaves
 from mole_jax.weights.names import LeafSpec, canonical, ignored, leaf_specs
 from mole_jax.weights.safetensors_io import TensorFolder, read_json, tensor_files
 
 __all__ = ["HfCheckpoint", "architecture_from_hf", "architecture_to_hf", "content_hash", "resolve", "write_hf"]
 
-Leaves = Callable[[str], np.ndarray] | Mapping[str, np.ndarray]
+Readable = Leaves | Callable[[str], np.ndarray | Leaf]
 
 CONFIG = "config.json"
 
@@ -41,31 +41,45 @@ class HfCheckpoint:
         architecture: what its config.json says.
     """
 
-    def __init__(self, folder: Path, architecture: LlavaArchitecture, tensors: TensorFolder, *apart: Path):
+    def __init__(
+        self,
+        folder: Path,
+        architecture: LlavaArchitecture,
+        tensors: TensorFolder,
+        *apart: Path,
+        projector: bool = True,
+    ):
         self.folder, self.folders = folder, (folder, *apart)
         self.architecture = architecture
-        self._specs = leaf_specs(architecture)
+        self._specs = {
+            path: spec
+            for path, spec in leaf_specs(architecture).items()
+            if projector or not path.startswith("projector/")
+        }
         self._tensors = tensors
         self._stored = _account(folder, architecture, self._specs, tensors)
 
     @classmethod
-    def open(cls, folder: str | Path) -> HfCheckpoint:
+    def open(cls, folder: str | Path, vision: str | None = None) -> HfCheckpoint:
         """Opens a folder, or a hub name such as ``llava-hf/llava-1.5-7b-hf``; original LLaVA checkpoints too.
+
+        Args:
+            folder: the folder or name.
+            vision: that of a CLIP, where `folder` is a language model alone; the two have no projector yet.
 
         Raises:
             UserError: no such folder or hub name, a file is missing or cut off, the model is not supported, or a tensor
                 is missing, unknown or of the wrong shape.
         """
         local = resolve(folder)
-        config = read_json(local / CONFIG)
-        if llava.is_llava(config):
-            return cls._open_original(local, config)
-        architecture = architecture_from_hf(config, where=str(local / CONFIG))
-        return cls(local, architecture, TensorFolder(tensor_files(local)))
-
-    @classmethod
-    def _open_original(cls, local: Path, config: dict) -> HfCheckpoint:
-        where = local / CONFIG
+        config, where = read_json(local / CONFIG), local / CONFIG
+        if vision is not None:
+            config = llava.joined(config, resolve(vision), where=where)
+        elif config.get("model_type") in llava.LANGUAGE_MODELS and not llava.is_llava(config):
+            raise UserError(f"{where}: is a language model alone; make a LLaVA of it with convert --vision CLIP_FOLDER")
+        elif not llava.is_llava(config):
+            architecture = architecture_from_hf(config, where=str(where))
+            return cls(local, architecture, TensorFolder(tensor_files(local)))
         architecture = architecture_from_hf(llava.config_to_hf(config, where=where), where=str(where))
         tensors = TensorFolder(tensor_files(local))
         apart = (
@@ -74,11 +88,22 @@ class HfCheckpoint:
             else (llava.tower_folder(config, where) or resolve(config["mm_vision_tower"]),)
         )
         tower = TensorFolder(tensor_files(apart[0])) if apart else None
-        return cls(local, architecture, llava.LlavaTensors(tensors, architecture.decoder.vocab, tower), *apart)
+        renamed = llava.LlavaTensors(tensors, architecture.decoder.vocab, tower)
+        return cls(local, architecture, renamed, *apart, projector=vision is None)
 
     def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every leaf, by path."""
         return {path: spec.shape for path, spec in self._specs.items()}
+
+    def leaf(self, path: str, dtype: DTypeLike) -> Leaf:
+        """Returns a leaf to be read layer by layer, in the type `dtype`."""
+        spec, dtype = self._specs[path], np.dtype(dtype)
+
+        def read(layer: int) -> np.ndarray:
+            name = spec.names[layer]
+            return self._tensors.read(self._stored[name]).transpose(spec.permutation)
+
+        return Leaf(spec.shape, dtype, spec.stacked, read)
 
     def read(self, path: str, index: Sequence[slice] | None = None, dtype: DTypeLike | None = None) -> np.ndarray:
         """Reads a slice of a leaf. Fit for the callback of `jax.make_array_from_callback`.
@@ -156,7 +181,10 @@ def resolve(name: str | Path) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
-        return Path(snapshot_download(str(name), allow_patterns=patterns))
+        local = Path(snapshot_download(str(name), allow_patterns=patterns))
+        if not any(local.glob("*.safetensors")):
+            local = Path(snapshot_download(str(name), allow_patterns=["pytorch_model*.bin"]))
+        return local
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{name}: no such folder here, and as a hub name it cannot be loaded ({reason})") from None
@@ -183,7 +211,7 @@ def content_hash(folder: str | Path) -> str:
 def write_hf(
     folder: str | Path,
     arch: LlavaArchitecture,
-    leaves: Leaves,
+    leaves: Readable,
     dtype: DTypeLike = ml_dtypes.bfloat16,
     *,
     max_shard_bytes: int = 5_000_000_000,
@@ -194,8 +222,8 @@ def write_hf(
     Args:
         folder: made if it is not there.
         arch: the model.
-        leaves: array of each path of `leaf_specs(arch)`, in a dict or by a function that is called once a path. One
-            leaf and one file's worth of tensors are held at a time.
+        leaves: array of each path of `leaf_specs(arch)`, in a dict or by a function that is called once a path. Of
+            what is read when asked for, one layer is held at a time.
         dtype: type of the written weights.
         max_shard_bytes: largest size of a file, unless a single tensor is larger.
         tokenizer: folder whose tokenizer files are copied along. None: none are.
@@ -206,23 +234,27 @@ def write_hf(
     dtype = np.dtype(dtype)
     config = architecture_to_hf(arch, dtype.name)
     specs = leaf_specs(arch)
-    sizes = tensor_sizes(specs.values(), dtype)
-    tensors = foreign_tensors(specs, leaves, dtype)
-    write_folder(folder, config, arch, sizes, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+    shapes, tensors = tensor_shapes(specs.values()), foreign_tensors(specs, leaves, dtype)
+    write_folder(folder, config, arch, shapes, dtype, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
 
 
-def tensor_sizes(specs: Iterable[LeafSpec], dtype: np.dtype) -> dict[str, int]:
-    """Returns the bytes of every foreign tensor of `specs`, by canonical name."""
-    return {name: math.prod(spec.foreign_shape) * dtype.itemsize for spec in specs for name in spec.names}
+def tensor_shapes(specs: Iterable[LeafSpec]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every foreign tensor of `specs`, by canonical name."""
+    return {name: spec.foreign_shape for spec in specs for name in spec.names}
 
 
-def foreign_tensors(specs: Mapping[str, LeafSpec], leaves: Leaves, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields canonical name and value of every foreign tensor, in the order of `specs`; one leaf is held at a time."""
+def foreign_tensors(
+    specs: Mapping[str, LeafSpec], leaves: Readable, dtype: np.dtype
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields canonical name and value of every foreign tensor, in the order of `specs`.
+
+    One layer is held at a time where the leaves are read when asked for.
+    """
     get = leaves.__getitem__ if isinstance(leaves, Mapping) else leaves
     for path, spec in specs.items():
-        value = np.asarray(get(path))
+        value = get(path)
         if value.shape != spec.shape:
             raise ValueError(f"leaf {path} has shape {value.shape}, expected {spec.shape}")
-        layers = value if spec.stacked else value[None]
+        layers = value if spec.stacked else (np.asarray(value),)
         for name, layer in zip(spec.names, layers, strict=True):
             yield name, np.ascontiguousarray(layer.transpose(spec.inverse), dtype=dtype)

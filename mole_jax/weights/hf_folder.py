@@ -30,20 +30,22 @@ def write_folder(
     folder: str | Path,
     config: dict,
     arch: LlavaArchitecture,
-    sizes: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype,
     tensors: Iterable[tuple[str, np.ndarray]],
     *,
     max_shard_bytes: int = 5_000_000_000,
     tokenizer: str | Path | None = None,
 ) -> None:
-    """Writes tensors and all the small files that stand beside them; `sizes` and `tensors` as in `write_tensors`.
+    """Writes tensors and all the small files that stand beside them; `shapes`, `dtype` and `tensors` as in
+    `write_tensors`.
 
     Raises:
         UserError: `tokenizer` has no tokenizer.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder, sizes, tensors, max_shard_bytes)
+    write_tensors(folder, shapes, dtype, tensors, max_shard_bytes)
     copy_tokenizer(folder, tokenizer)
     _write_json(folder / "generation_config.json", _generation(arch))
     _write_json(folder / "preprocessor_config.json", _preprocessor(arch))

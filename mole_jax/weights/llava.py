@@ -43,9 +43,12 @@ TEXT_FIELDS = (
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
+    "sliding_window",
     "tie_word_embeddings",
 )
 """Fields that mean the same in a Llama's config."""
+LANGUAGE_MODELS = ("llama", "mistral")
+"""What a language model alone calls itself."""
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_use_im_start_end": (False, None),
@@ -101,15 +104,30 @@ def config_to_hf(config: Mapping[str, Any], *, where: Path) -> dict[str, Any]:
     if select not in SELECT:
         raise UserError(f"{where}: 'mm_vision_select_feature' is {select!r}, expected one of {', '.join(SELECT)}")
     text = {key: config[key] for key in TEXT_FIELDS if key in config}
+    kind = config.get("model_type") if config.get("model_type") in LANGUAGE_MODELS else "llama"
     return {
         "model_type": "llava",
         "image_token_index": vocab,
-        "text_config": text | {"model_type": "llama", "vocab_size": grown(vocab)},
+        "text_config": text | {"model_type": kind, "vocab_size": grown(vocab)},
         "tie_word_embeddings": config.get("tie_word_embeddings", False),
         "vision_config": _tower_config(config, where),
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": SELECT[select],
     }
+
+
+def joined(config: Mapping[str, Any], vision: Path, *, where: Path) -> dict[str, Any]:
+    """Returns the config.json that an original LLaVA of this language model and the CLIP in `vision` would have.
+
+    Raises:
+        UserError: `config` is of no Llama, Vicuna or Mistral.
+    """
+    if config.get("model_type") not in LANGUAGE_MODELS:
+        raise UserError(
+            f"{where}: 'model_type' is {config.get('model_type')!r}; --vision joins a tower to a language model, "
+            f"{' or '.join(LANGUAGE_MODELS)}"
+        )
+    return {**config, "mm_vision_tower": str(vision.resolve()), "mm_projector_type": "mlp2x_gelu"}
 
 
 def tower_folder(config: Mapping[str, Any], where: Path) -> Path | None:
@@ -143,7 +161,7 @@ class LlavaTensors(TensorFolder):
             vocab: rows that embedding and head are grown to.
             tower: a CLIP's files, for what the checkpoint has not. None: it has all.
         """
-        self._places = {_renamed(name): (checkpoint, name) for name in checkpoint.shapes}
+        self._places = {renamed(name): (checkpoint, name) for name in checkpoint.shapes}
         if tower is not None:
             for name in tower.shapes:
                 if name.startswith(("vision_model.", "embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")):
@@ -176,10 +194,11 @@ class LlavaTensors(TensorFolder):
 
 def has_tower(checkpoint: TensorFolder) -> bool:
     """Tells whether a checkpoint holds the weights of its vision tower."""
-    return any(_renamed(name).startswith(_TOWER) for name in checkpoint.shapes)
+    return any(renamed(name).startswith(_TOWER) for name in checkpoint.shapes)
 
 
-def _renamed(name: str) -> str:
+def renamed(name: str) -> str:
+    """Returns Hugging Face's name of one of theirs."""
     for theirs, ours in PREFIXES.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

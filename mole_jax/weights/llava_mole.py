@@ -18,23 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from mole_jax import config_json
 from mole_jax.config import ATTENTION_TARGETS, MLP_TARGETS, AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.accounts import complain, wrong_shapes
-from mole_jax.weights.foreign import MODULES, AdapterFile, target_path
+from mole_jax.weights.foreign import MODULES, AdapterFile
+from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 from mole_jax.weights.names import LeafSpec, leaf_specs
+from mole_jax.weights.routed import RoutedNames, cut, foreign_shape, join
+from mole_jax.weights.safetensors_io import write_file
 from mole_jax.weights.state_dict import SUFFIXES, open_state_dict
 
 FILE = "llava_mole.safetensors"
 _LLM = "llm_model.base_model.model."
 _LAYER = _LLM + "model.layers.{layer}."
-LORA = _LAYER + "{module}.lora_{side}.default.weight"
-EXPERT = _LAYER + "mlp.moe_{projection}.{expert}.lora_{side}"
-ROUTER = {"kernel": _LAYER + "mlp.router.weight", "bias": _LAYER + "mlp.router.bias"}
+NAMES = RoutedNames(
+    lora=_LAYER + "{module}.lora_{side}.default.weight",
+    expert=_LAYER + "mlp.moe_{projection}.{expert}.lora_{side}",
+    router={"kernel": _LAYER + "mlp.router.weight", "bias": _LAYER + "mlp.router.bias"},
+)
 VECTORS = {
     "image_vectors/start": "in_adaptor.visual_start_token",
     "image_vectors/end": "in_adaptor.visual_end_token",
@@ -51,7 +55,6 @@ _PREFIXES = {
 _EMBEDDING = _LLM + "model.embed_tokens.weight"
 _COPY = "in_adaptor.text_embed.weight"  # the embedding, once more
 _IGNORED = re.compile(r"(embeddings\.position_ids|rotary_emb\.inv_freq)$")
-_MLP = "decoder/layers/mlp/"
 _HEADER = "mole_jax"  # our files' own entry of the safetensors header
 _RELEASED_LAYER = -1
 
@@ -82,7 +85,7 @@ def write_llava_mole(
     folder: str | Path,
     adapter: AdapterConfig,
     arch: LlavaArchitecture,
-    leaves: Mapping[str, np.ndarray],
+    leaves: Leaves,
     *,
     where: str,
     settings: Mapping[str, Any] | None = None,
@@ -93,7 +96,7 @@ def write_llava_mole(
         folder: made if it is not there.
         adapter: the adapters.
         arch: the model.
-        leaves: every array of the model by path.
+        leaves: every array of the model by path; one tensor is held at a time.
         where: what messages call the model.
         settings: prompt and image_aspect, kept in the header.
 
@@ -101,24 +104,35 @@ def write_llava_mole(
         UserError: as `check_llava_mole`.
     """
     check_llava_mole(adapter, arch, where=where)
-    tensors: dict[str, np.ndarray] = {}
-    for path, spec in leaf_specs(arch).items():
-        layers = leaves[path] if spec.stacked else leaves[path][None]
-        for name, layer in zip(_frozen_names(spec), layers, strict=True):
-            tensors[name] = layer.transpose(spec.inverse)
-    for path, names in _adapter_names(adapter, arch).items():
-        parts = _split(path, leaves[path], adapter)
-        tensors |= {name: part for name, part in zip(names, parts, strict=True)}
-    for layer in range(arch.decoder.layers):
-        if not adapter.router_bias:
-            tensors[ROUTER["bias"].format(layer=layer)] = np.zeros(adapter.experts, np.float32)
-    tensors |= {name: leaves[path][None, None] for path, name in VECTORS.items()}
-    tensors[_COPY] = tensors[_EMBEDDING].copy()
+    tensors = _tensors(adapter, arch, leaves)
+    # What is of more bytes first, as the file wants it.
+    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    declared = {name: (tensors[name].shape, tensors[name].dtype) for name in order}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     header = {"adapter": config_json.to_json(adapter), **(settings or {})}
-    arrays = {name: np.ascontiguousarray(one) for name, one in tensors.items()}
-    save_file(arrays, str(folder / FILE), metadata={"format": "pt", _HEADER: json.dumps(header)})
+    metadata = {"format": "pt", _HEADER: json.dumps(header)}
+    write_file(folder / FILE, declared, ((name, np.asarray(tensors[name])) for name in order), metadata)
+
+
+def _tensors(adapter: AdapterConfig, arch: LlavaArchitecture, leaves: Leaves) -> dict[str, Leaf]:
+    """Returns every tensor by its name in the file, unread where the leaves are."""
+    tensors = cut(NAMES, adapter, arch, leaves)
+    for path, spec in leaf_specs(arch).items():
+        for layer, name in enumerate(_frozen_names(spec)):
+
+            def read(_: int, path: str = path, spec: LeafSpec = spec, layer: int = layer) -> np.ndarray:
+                value = leaves[path][layer] if spec.stacked else np.asarray(leaves[path])
+                return value.transpose(spec.inverse)
+
+            tensors[name] = Leaf(spec.foreign_shape, np.dtype(leaves[path].dtype), False, read)
+    for path, name in VECTORS.items():
+        tensors[name] = as_leaf(path, np.asarray(leaves[path])[None, None], np.dtype(leaves[path].dtype))
+    if not adapter.router_bias:
+        zeros = np.zeros(adapter.experts, np.float32)
+        for layer in range(arch.decoder.layers):
+            tensors[NAMES.router["bias"].format(layer=layer)] = as_leaf("", zeros, zeros.dtype)
+    return tensors | {_COPY: tensors[_EMBEDDING]}
 
 
 def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = None) -> AdapterFile:
@@ -140,7 +154,7 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
     shapes = {name: tensors.shapes[own] for name, own in stored.items()}
     header = json.loads(tensors.metadata.get(_HEADER, "{}"))
     adapter = _adapter(path, stored, shapes, header, alpha)
-    biases = [ROUTER["bias"].format(layer=layer) for layer in range(arch.decoder.layers)]
+    biases = [NAMES.router["bias"].format(layer=layer) for layer in range(arch.decoder.layers)]
     # A bias of zeros is none, and without one the model is a Mixtral.
     has_bias = any(name in stored and np.any(np.asarray(tensors.read(stored[name])) != 0) for name in biases)
     adapter = dataclasses.replace(adapter, router_bias=has_bias)
@@ -156,9 +170,9 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
         if leaf.startswith("projector/") or any(name in stored for name in names):
             frozen[leaf] = spec
             expected |= dict.fromkeys(names, spec.foreign_shape)
-    own = _adapter_names(adapter, arch)
+    own = NAMES.of(adapter, arch.decoder.layers)
     for leaf, names in own.items():
-        expected |= dict.fromkeys(names, _adapter_shape(leaf, adapter, arch))
+        expected |= dict.fromkeys(names, foreign_shape(leaf, adapter, arch))
     if image_vectors:
         expected |= dict.fromkeys(VECTORS.values(), (1, 1, arch.decoder.width))
     allowed = {*expected, *biases, _COPY}
@@ -173,12 +187,15 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
     def read(name: str) -> np.ndarray:
         return np.asarray(tensors.read(stored[name]))
 
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray | Leaf] = {}
     for leaf, spec in frozen.items():
-        layers = [read(name).transpose(spec.permutation) for name in _frozen_names(spec)]
-        arrays[leaf] = np.stack(layers) if spec.stacked else layers[0]
+
+        def layer(number: int, spec: LeafSpec = spec) -> np.ndarray:
+            return read(_frozen_names(spec)[number]).transpose(spec.permutation)
+
+        arrays[leaf] = Leaf(spec.shape, layer(0).dtype, spec.stacked, layer)
     for leaf, names in own.items():
-        arrays[leaf] = _join(leaf, [read(name) for name in names], adapter, arch.decoder.layers)
+        arrays[leaf] = join(leaf, [read(name) for name in names], adapter)
     if image_vectors:
         arrays |= {leaf: read(name)[0, 0] for leaf, name in VECTORS.items()}
     return AdapterFile(
@@ -199,8 +216,8 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
 def _adapter(
     path: Path, stored: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], header: dict, alpha: float | None
 ) -> AdapterConfig:
-    first = LORA.format(layer=0, module=MODULES["q_proj"], side="A")
-    routers = ROUTER["kernel"].format(layer=0)
+    first = NAMES.lora.format(layer=0, module=MODULES["q_proj"], side="A")
+    routers = NAMES.router["kernel"].format(layer=0)
     if first not in stored or routers not in stored or len(shapes[first]) != 2 or len(shapes[routers]) != 2:
         raise UserError(f"{path}: is no LLaVA-MoLE state dict, it has no {first} or no {routers}")
     rank, experts = shapes[first][0], shapes[routers][0]
@@ -223,54 +240,3 @@ def _plain(name: str) -> str:
     """Returns a name as a model with adapters on every attention projection has it."""
     bare = re.fullmatch(rf"({re.escape(_LLM)}model\.layers\.\d+\.self_attn\.[qkvo]_proj)\.weight", name)
     return bare[1] + ".base_layer.weight" if bare else name
-
-
-def _adapter_names(adapter: AdapterConfig, arch: LlavaArchitecture) -> dict[str, list[str]]:
-    """Returns our paths of adapters and router, and their names: layer by layer, within a layer expert by expert."""
-    layers, experts = range(arch.decoder.layers), range(adapter.experts)
-    names: dict[str, list[str]] = {}
-    for target in MODULES:
-        for side in "AB":
-            path = f"{target_path(target)}/adapter/{side.lower()}"
-            if target in MLP_TARGETS:
-                projection = target.removesuffix("_proj")
-                names[path] = [
-                    EXPERT.format(layer=layer, projection=projection, expert=expert, side=side)
-                    for layer in layers
-                    for expert in experts
-                ]
-            else:
-                names[path] = [LORA.format(layer=layer, module=MODULES[target], side=side) for layer in layers]
-    for part in ("kernel", "bias") if adapter.router_bias else ("kernel",):
-        names[f"{_MLP}router/{part}"] = [ROUTER[part].format(layer=layer) for layer in layers]
-    return names
-
-
-def _adapter_shape(path: str, adapter: AdapterConfig, arch: LlavaArchitecture) -> tuple[int, ...]:
-    """Returns the shape of each foreign tensor that the array at `path` is made of."""
-    if "router" in path:
-        return (adapter.experts,) if path.endswith("bias") else (adapter.experts, arch.decoder.width)
-    module, side = path.split("/adapter/")
-    d_out, d_in = leaf_specs(arch)[module + "/kernel"].foreign_shape
-    return (adapter.rank, d_in) if side == "a" else (d_out, adapter.rank)
-
-
-def _split(path: str, leaf: np.ndarray, adapter: AdapterConfig) -> list[np.ndarray]:
-    """Cuts a stacked array of ours into foreign tensors, in the order of `_adapter_names`."""
-    if path.endswith("/bias"):
-        return list(leaf)
-    if not (path.startswith(_MLP) and "/adapter/" in path):
-        return [layer.T for layer in leaf]
-    axis = 1 if path.endswith("/a") else 0
-    return [expert.T for layer in leaf for expert in np.split(layer, adapter.experts, axis=axis)]
-
-
-def _join(path: str, parts: list[np.ndarray], adapter: AdapterConfig, layers: int) -> np.ndarray:
-    """Inverse of `_split`."""
-    if path.endswith("/bias"):
-        return np.stack(parts)
-    parts = [part.T for part in parts]
-    if path.startswith(_MLP) and "/adapter/" in path:
-        axis, count = (1 if path.endswith("/a") else 0), adapter.experts
-        parts = [np.concatenate(parts[i * count : (i + 1) * count], axis=axis) for i in range(layers)]
-    return np.stack(parts)

@@ -9,30 +9,28 @@ import numpy as np
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
+from mole_jax.weights.leaf import Leaf, Leaves
 
 _MLP = "decoder/layers/mlp/"
 _ADAPTER = "/adapter/"
 
 
-def adapter_paths(leaves: Mapping[str, np.ndarray], path: str) -> tuple[str, str] | None:
+def adapter_paths(leaves: Leaves, path: str) -> tuple[str, str] | None:
     """Returns the paths of A and B beside the kernel at `path`, or None where there are none."""
     beside = path.removesuffix("kernel") + "adapter/"
     return (beside + "a", beside + "b") if path.endswith("/kernel") and beside + "a" in leaves else None
 
 
-def merged_leaf(leaves: Mapping[str, np.ndarray], path: str, adapter: AdapterConfig) -> np.ndarray:
+def merged_leaf(leaves: Leaves, path: str, adapter: AdapterConfig) -> np.ndarray | Leaf:
     """Returns the array at `path`; a kernel beside a plain LoRA becomes ``W + (alpha / rank) A B``, in float32."""
-    beside = adapter_paths(leaves, path)
-    if beside is None:
+    if adapter_paths(leaves, path) is None:
         return leaves[path]
-    a, b = (leaves[name].astype(np.float32) for name in beside)
-    return leaves[path].astype(np.float32) + (adapter.alpha / adapter.rank) * (a @ b)
+    shape = tuple(leaves[path].shape)
+    return Leaf(shape, np.dtype(np.float32), True, lambda layer: merged_layer(leaves, path, adapter, layer))
 
 
-def merged_layer(
-    leaves: Mapping[str, np.ndarray], path: str, adapter: AdapterConfig, layer: int, expert: int
-) -> np.ndarray:
-    """Returns one layer (D_in, D_out) of the kernel at `path` with one of its experts merged, in float32."""
+def merged_layer(leaves: Leaves, path: str, adapter: AdapterConfig, layer: int, expert: int = 0) -> np.ndarray:
+    """Returns one layer (D_in, D_out) of the kernel at `path` with its LoRA, or one of its experts, in float32."""
     kernel = leaves[path][layer].astype(np.float32)
     beside = adapter_paths(leaves, path)
     if beside is None:
@@ -42,7 +40,7 @@ def merged_layer(
     return kernel + (adapter.alpha / adapter.rank) * (a.astype(np.float32) @ b.astype(np.float32))
 
 
-def merged(leaves: Mapping[str, np.ndarray], adapter: AdapterConfig, *, where: str) -> dict[str, np.ndarray]:
+def merged(leaves: Leaves, adapter: AdapterConfig, *, where: str) -> dict[str, np.ndarray | Leaf]:
     """Returns the leaves without adapters, each adapted kernel being ``W + (alpha / rank) A B`` (in float32).
 
     Raises:
@@ -57,8 +55,8 @@ def merged(leaves: Mapping[str, np.ndarray], adapter: AdapterConfig, *, where: s
 
 
 def single_expert(
-    leaves: Mapping[str, np.ndarray], adapter: AdapterConfig, expert: int, *, where: str
-) -> tuple[dict[str, np.ndarray], AdapterConfig]:
+    leaves: Mapping[str, Leaf], adapter: AdapterConfig, expert: int, *, where: str
+) -> tuple[dict[str, Leaf], AdapterConfig]:
     """Returns the model that sends every token to one expert: a plain LoRA of the same rank, and its settings.
 
     Raises:
@@ -70,10 +68,12 @@ def single_expert(
         raise UserError(f"{where}: --expert {expert} is not one of its experts 0 to {adapter.experts - 1}")
     block = slice(expert * adapter.rank, (expert + 1) * adapter.rank)
 
-    def chosen(path: str, leaf: np.ndarray) -> np.ndarray:
+    def chosen(path: str, leaf: Leaf) -> Leaf:
         if not (path.startswith(_MLP) and _ADAPTER in path):
             return leaf
-        return leaf[..., block] if path.endswith("/a") else leaf[..., block, :]
+        if path.endswith("/a"):
+            return leaf.each(lambda a: a[:, block], (*leaf.shape[:2], adapter.rank))
+        return leaf.each(lambda b: b[block], (leaf.shape[0], adapter.rank, leaf.shape[2]))
 
     kept = {path: chosen(path, leaf) for path, leaf in leaves.items() if not path.startswith(_MLP + "router/")}
     return kept, dataclasses.replace(adapter, kind="lora")

@@ -15,8 +15,7 @@ In bfloat16 transformers also computes the router in bfloat16, where tokens near
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -26,9 +25,10 @@ from numpy.typing import DTypeLike
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture
-from mole_jax.weights.hf import foreign_tensors, tensor_sizes
+from mole_jax.weights.hf import foreign_tensors, tensor_shapes
 from mole_jax.weights.hf_config import architecture_to_hf
 from mole_jax.weights.hf_folder import write_folder
+from mole_jax.weights.leaf import Leaves
 from mole_jax.weights.merge import merged_layer, merged_leaf
 from mole_jax.weights.names import leaf_specs
 
@@ -82,7 +82,7 @@ def write_mixtral(
     folder: str | Path,
     arch: LlavaArchitecture,
     adapter: AdapterConfig,
-    leaves: Mapping[str, np.ndarray],
+    leaves: Leaves,
     dtype: DTypeLike = ml_dtypes.bfloat16,
     *,
     where: str,
@@ -95,7 +95,7 @@ def write_mixtral(
         folder: made if it is not there.
         arch: the model without its adapters.
         adapter: the adapters; sums are in float32, and rounded to `dtype` once.
-        leaves: every array of the model by path. Experts are merged one matrix of one layer at a time.
+        leaves: every array of the model by path; one matrix of one layer is merged and held at a time.
         dtype: type of the written weights.
         where: what messages call the model.
         max_shard_bytes: largest size of a file, unless a single tensor is larger.
@@ -113,23 +113,27 @@ def write_mixtral(
         yield from foreign_tensors(specs, lambda path: merged_leaf(leaves, path, adapter), dtype)
         yield from _blocks(arch.decoder, adapter, leaves, dtype)
 
-    sizes = tensor_sizes(specs.values(), dtype) | _block_sizes(arch.decoder, adapter.experts, dtype)
-    write_folder(folder, config, arch, sizes, tensors(), max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+    shapes = tensor_shapes(specs.values()) | _block_shapes(arch.decoder, adapter.experts)
+    write_folder(folder, config, arch, shapes, dtype, tensors(), max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
 
 
-def _block_sizes(arch: DecoderArchitecture, experts: int, dtype: np.dtype) -> dict[str, int]:
-    sizes = {}
+def _block_shapes(arch: DecoderArchitecture, experts: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(arch.layers):
-        sizes[ROUTER.format(layer=layer)] = experts * arch.width * dtype.itemsize
+        shapes[ROUTER.format(layer=layer)] = (experts, arch.width)
         for expert in range(experts):
-            for matrix in MATRICES.values():
+            for target, matrix in MATRICES.items():
+                inner, outer = arch.width, arch.mlp_width
                 name = EXPERT.format(layer=layer, expert=expert, matrix=matrix)
-                sizes[name] = math.prod((arch.width, arch.mlp_width, dtype.itemsize))
-    return sizes
+                shapes[name] = (inner, outer) if target == "down_proj" else (outer, inner)
+    return shapes
 
 
 def _blocks(
-    arch: DecoderArchitecture, adapter: AdapterConfig, leaves: Mapping[str, np.ndarray], dtype: np.dtype
+    arch: DecoderArchitecture,
+    adapter: AdapterConfig,
+    leaves: Leaves,
+    dtype: np.dtype,
 ) -> Iterator[tuple[str, np.ndarray]]:
     for layer in range(arch.layers):
         router = leaves[_MLP + "router/kernel"][layer]

@@ -8,7 +8,8 @@ tensor, after ``base_model.model.``                                             
 ``model.multi_modal_projector.linear_{1,2}.{weight,bias}`` (``modules_to_save``)   as in HF     the trained projector
 =================================================================================  ===========  =====================
 
-Files of transformers 4 say ``language_model.model.layers``; both are read.
+Files of transformers 4 say ``language_model.model.layers``, those of original LLaVA ``model.layers``, with the
+projector apart in ``non_lora_trainables.bin`` as ``model.mm_projector.{0,2}``; all are read.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.accounts import complain, wrong_shapes
 from mole_jax.weights.foreign import MODULES, AdapterFile, target_path
+from mole_jax.weights.llava import renamed
 from mole_jax.weights.names import LeafSpec, canonical, leaf_specs
 from mole_jax.weights.safetensors_io import TensorFolder, read_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+TORCH_TENSORS = "adapter_model.bin"
+PROJECTOR_APART = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
 LORA = "model.language_model.layers.{layer}.{module}.lora_{side}.weight"
 _LORA = re.compile(r"language_model\.model\.layers\.(\d+)\.(?P<module>[\w.]+)\.lora_[AB]\.weight")
@@ -145,7 +149,7 @@ def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     """Reads a LoRA of the language model, with or without a projector.
 
     Args:
-        folder: with adapter_config.json and adapter_model.safetensors.
+        folder: with adapter_config.json and adapter_model.safetensors or .bin, and whatever original LLaVA put beside.
         arch: the base's.
 
     Raises:
@@ -154,9 +158,10 @@ def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     """
     where = folder / CONFIG
     adapter = _settings(read_json(where), where)
-    if not (folder / TENSORS).is_file():
-        raise UserError(f"{folder}: holds no {TENSORS}; save the adapter as safetensors (a .bin is not read)")
-    files = TensorFolder((folder / TENSORS,))
+    file = next((folder / name for name in (TENSORS, TORCH_TENSORS) if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder}: holds neither {TENSORS} nor {TORCH_TENSORS}; copy the whole folder")
+    files = TensorFolder([file, *folder.glob(PROJECTOR_APART)])
     stored = {_canonical(name): name for name in files.shapes}
     modules = {found["module"] for name in stored if (found := _LORA.fullmatch(name))}
     targets = tuple(target for target, module in MODULES.items() if module in modules)
@@ -169,9 +174,9 @@ def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
         shape[0 if ".lora_A." in name else -1] for name, shape in shapes.items() if _LORA.fullmatch(name) and shape
     }
     if ranks - {adapter.rank}:
-        found = ", ".join(map(str, sorted(ranks)))
+        stored_ranks = ", ".join(map(str, sorted(ranks)))
         raise UserError(
-            f"{folder}: {CONFIG} says rank (r) {adapter.rank}, the tensors have {found}; the two are no pair"
+            f"{folder}: {CONFIG} says rank (r) {adapter.rank}, the tensors have {stored_ranks}; the two are no pair"
         )
     specs = leaf_specs(arch)
     expected: dict[str, tuple[int, ...]] = {}
@@ -183,9 +188,9 @@ def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     if has_projector:
         expected |= {spec.pattern: spec.foreign_shape for spec in projector.values()}
     if not targets:
-        raise UserError(f"{folder / TENSORS}: holds no LoRA of the language model's projections")
+        raise UserError(f"{file}: holds no LoRA of the language model's projections")
     complain(
-        folder / TENSORS,
+        file,
         "tensors do not fit a LoRA of this base",
         missing=[name for name in expected if name not in stored],
         unknown=[stored[name] for name in stored if name not in expected],
@@ -231,4 +236,7 @@ def _projector(arch: LlavaArchitecture) -> dict[str, LeafSpec]:
 
 
 def _canonical(name: str) -> str:
-    return canonical(name.removeprefix(PREFIX))
+    name = name.removeprefix(PREFIX)
+    # Of original LLaVA's names none is like Hugging Face's; the general "model." would be.
+    original = name.startswith(("model.layers.", "model.mm_projector."))
+    return renamed(name) if original else canonical(name)

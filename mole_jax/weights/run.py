@@ -6,6 +6,7 @@ meaning. The trainer adds ``optimizer`` and ``data`` (`mole_jax.training.checkpo
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -14,16 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
+from orbax.checkpoint import type_handlers
 
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parameters import flatten, unflatten
+from mole_jax.weights.leaf import LAYERS, Leaf
 
 CHECKPOINTS = "checkpoints"
 FORMAT = 1
+# Bytes of decoded pieces kept; orbax cuts arrays into pieces of at most two gigabytes.
+_KEEP = ts.Context({"cache_pool": {"total_bytes_limit": 2_500_000_000}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +124,75 @@ def read_params(folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeD
         return flatten(checkpointer.restore(where, args=wanted))
 
 
-def read_arrays(folder: epath.Path, step: int) -> dict[str, np.ndarray]:
-    """Reads the arrays of checkpoint `step` into host memory, as they were saved."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        where = folder / CHECKPOINTS / str(step) / "params"
-        tree = unflatten(dict.fromkeys(stored_shapes(folder, step), ocp.RestoreArgs(restore_type=np.ndarray)))
-        return flatten(checkpointer.restore(where, restore_args=tree))
+def stored_leaves(folder: epath.Path, step: int) -> dict[str, Leaf]:
+    """Returns the arrays of checkpoint `step` by path, in sorted order and as they were saved, to be read by layer."""
+    where = folder / CHECKPOINTS / str(step) / "params"
+    return {path: _stored(where, path) for path in sorted(stored_shapes(folder, step))}
 
 
-def write_params(folder: epath.Path, params: Mapping[str, jax.Array], meta: Meta) -> None:
-    """Writes a checkpoint 0 that holds arrays and facts only: a base for later runs."""
+def _stored(where: epath.Path, path: str) -> Leaf:
+    spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": _url(where), "path": path.replace("/", ".") + "/"}}
+    store = ts.open(spec, open=True, read=True).result()
+    stacked = LAYERS in path
+    if stacked and (store.chunk_layout.read_chunk.shape or (0,))[0] != 1:
+        # The trainer's arrays are stored in few large pieces, each to be decoded once and not once a layer.
+        store = ts.open(spec, open=True, read=True, context=_KEEP).result()
+
+    def read(layer: int) -> np.ndarray:
+        return (store[layer] if stacked else store).read().result()
+
+    return Leaf(tuple(store.shape), store.dtype.numpy_dtype, stacked, read)
+
+
+def _url(folder: epath.Path) -> str:
+    return str(folder) if "://" in str(folder) else f"file://{folder}"
+
+
+class _ByLayer(type_handlers.NumpyHandler):
+    """Has orbax write a `Leaf`, one part after the other; its own handlers want whole arrays and write all at once."""
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+        self._turn = asyncio.Lock()
+
+    async def _open_and_write(self, value: Leaf, tspec: dict[str, Any], ts_context: ts.Context) -> None:
+        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+        async with self._turn:
+            if not _by_layer(value):
+                await store.write(np.asarray(value))
+                return
+            for layer in range(len(value)):
+                await store[layer].write(value[layer])
+
+
+def _by_layer(leaf: Leaf) -> bool:
+    """Tells whether each layer is written on its own, into a piece of its own; mere vectors are not."""
+    return leaf.stacked and leaf.part_bytes >= 1 << 20
+
+
+def write_params(folder: epath.Path, params: Mapping[str, jax.Array] | Mapping[str, Leaf], meta: Meta) -> None:
+    """Writes a checkpoint 0 that holds arrays and facts only: a base for later runs.
+
+    Of leaves, one layer is in memory at a time.
+    """
+    handlers = type_handlers.create_type_handler_registry((jax.Array, type_handlers.ArrayHandler()), (Leaf, _ByLayer()))
+    items = {
+        "params": ocp.PyTreeCheckpointHandler(type_handler_registry=handlers),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    with ocp.CheckpointManager(folder / CHECKPOINTS, options=options) as manager:
+    # A piece on disk for each layer, so that it is written and read on its own.
+    how = {
+        path: ocp.SaveArgs(chunk_byte_size=leaf.part_bytes, shard_axes=(0,))
+        if isinstance(leaf, Leaf) and _by_layer(leaf)
+        else ocp.SaveArgs()
+        for path, leaf in params.items()
+    }
+    with ocp.CheckpointManager(folder / CHECKPOINTS, options=options, item_handlers=items) as manager:
         manager.save(
             0,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(unflatten(params)), meta=ocp.args.JsonSave(meta.to_json())
+                params=ocp.args.PyTreeSave(unflatten(params), save_args=unflatten(how)),
+                meta=ocp.args.JsonSave(meta.to_json()),
             ),
         )

@@ -1,20 +1,31 @@
-"""Reading slices out of, and writing, a folder of safetensors files: one, or many behind an index."""
+"""Reading slices out of, and writing, a folder of tensor files: one, or many behind an index.
+
+Written are safetensors; a folder that has none is read from PyTorch's own files.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mole_jax.errors import UserError
+from mole_jax.weights.torch_file import TorchFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TORCH_SINGLE = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+
+Shape = tuple[int, ...]
+_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # all that is written, as numpy and the format say
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,30 +42,29 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tensor_files(folder: Path) -> tuple[Path, ...]:
-    """Returns the safetensors files of a checkpoint folder, by name.
+    """Returns the tensor files of a checkpoint folder, by name.
 
     Raises:
         UserError: there are none, or the index names a file that is not there.
     """
-    if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
-            raise UserError(f"{folder / INDEX}: has no 'weight_map' of tensor names to file names")
-        # A name with a folder in it could lead out of the checkpoint.
-        files = tuple(folder / Path(name).name for name in sorted(set(index.values())))
-        for file in files:
-            if not file.is_file():
-                raise UserError(f"{file}: missing, though {INDEX} names it; download the checkpoint again")
-        return files
-    if (folder / SINGLE).is_file():
-        return (folder / SINGLE,)
-    if any(folder.glob("*.bin")):
-        raise UserError(f"{folder}: has .bin files but no {SINGLE}; save the checkpoint as safetensors first")
-    raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
+    for single, listing in ((SINGLE, INDEX), (TORCH_SINGLE, TORCH_INDEX)):
+        if (folder / listing).is_file():
+            index = read_json(folder / listing).get("weight_map")
+            if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
+                raise UserError(f"{folder / listing}: has no 'weight_map' of tensor names to file names")
+            # A name with a folder in it could lead out of the checkpoint.
+            files = tuple(folder / Path(name).name for name in sorted(set(index.values())))
+            for file in files:
+                if not file.is_file():
+                    raise UserError(f"{file}: missing, though {listing} names it; download the checkpoint again")
+            return files
+        if (folder / single).is_file():
+            return (folder / single,)
+    raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX} (nor {TORCH_SINGLE})")
 
 
 class TensorFolder:
-    """The tensors of one or many safetensors files; values are read when asked for.
+    """The tensors of one or many files; values are read when asked for.
 
     Attributes:
         files: the files, by name.
@@ -63,38 +73,54 @@ class TensorFolder:
 
     def __init__(self, files: Iterable[Path]):
         self.files = tuple(files)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._handles: dict[str, Any] = {}
-        for file in self.files:
-            try:
-                handle = safe_open(str(file), framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: not a whole safetensors file ({error}); download it again") from None
-            for name in handle.keys():  # noqa: SIM118 (not a dict)
-                if name in self._handles:
-                    raise UserError(f"{file}: tensor '{name}' is also in another file of the folder")
-                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
-                self._handles[name] = handle
+        self.shapes: dict[str, Shape] = {}
+        self._file_of: dict[str, _SafetensorsFile | TorchFile] = {}
+        for path in self.files:
+            file = _SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+            for name, shape in file.shapes.items():
+                if name in self._file_of:
+                    raise UserError(f"{path}: tensor '{name}' is also in another file of the folder")
+                self.shapes[name], self._file_of[name] = shape, file
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Returns the slice `index` of a tensor in its stored type; () is the whole tensor. Steps must be 1."""
-        handle = self._handles[name]
-        return handle.get_slice(name)[index] if index else handle.get_tensor(name)
+        return self._file_of[name].read(name, index)
+
+
+class _SafetensorsFile:
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with safe_open(str(path), framework="numpy") as handle:
+                self.shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a whole safetensors file ({error}); download it again") from None
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        # Opened for each read: an open file stays mapped, and what was read of it counts as this process's memory.
+        with safe_open(str(self.path), framework="numpy") as handle:
+            return handle.get_slice(name)[index] if index else handle.get_tensor(name)
 
 
 def write_tensors(
-    folder: Path, sizes: Mapping[str, int], tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int
+    folder: Path,
+    shapes: Mapping[str, Shape],
+    dtype: np.dtype,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    max_shard_bytes: int,
 ) -> None:
     """Writes model.safetensors, or several files of at most `max_shard_bytes` and their index.
 
     Args:
         folder: existing folder.
-        sizes: bytes of every tensor, in the order in which `tensors` yields them. Known ahead, because a file's name
-            says how many files there are.
-        tensors: (name, value) pairs; at most one file's worth is held at a time.
+        shapes: shape of every tensor, in the order in which `tensors` yields them. Known ahead, because a file's name
+            says how many files there are, and each begins with what it holds.
+        dtype: type of all of them.
+        tensors: (name, value) pairs; one is held at a time.
         max_shard_bytes: largest size of a file, unless a single tensor is larger.
     """
     shards: list[list[str]] = [[]]
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     filled = 0
     for name, size in sizes.items():
         if shards[-1] and filled + size > max_shard_bytes:
@@ -107,11 +133,42 @@ def write_tensors(
     weight_map = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else SINGLE
-        held = dict(next(source) for _ in names)
-        if list(held) != names:
-            raise ValueError("tensors came in another order than their sizes")
-        save_file(held, str(folder / file), metadata={"format": "pt"})
+        held = {name: (shapes[name], dtype) for name in names}
+        write_file(folder / file, held, itertools.islice(source, len(names)), {"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
     if many:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_file(
+    path: Path,
+    declared: Mapping[str, tuple[Shape, np.dtype]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes one safetensors file, a tensor at a time; the library's own writer wants all of them at once.
+
+    Args:
+        path: the file.
+        declared: shape and type of every tensor, in the order in which `tensors` yields them. Types of more bytes come
+            first, or what follows them is not aligned.
+        tensors: (name, value) pairs; one is held at a time.
+        metadata: the header's own entries.
+
+    Source: the format's description, safetensors 0.8 (eight bytes of header length, the header, the bytes).
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (shape, dtype) in declared.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _TYPES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for (name, value), (expected, form) in zip(tensors, declared.items(), strict=True):
+            if (name, value.shape, value.dtype) != (expected, *form):
+                raise ValueError(f"{name} {value.shape} {value.dtype} came where {expected} {form} was declared")
+            # As bytes, because numpy's buffers have no bfloat16.
+            stream.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)

@@ -6,19 +6,21 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import jax
+import numpy as np
 from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig, ImageAspect, ModelConfig, PromptName
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture, preset
-from mole_jax.weights import hf, llava_mole, mole_folder, peft, run
+from mole_jax.weights import hf, llava_mole, mixlora, mole_folder, peft, run
 from mole_jax.weights.adapter_source import AdapterSource
+from mole_jax.weights.leaf import Leaf, as_leaf
 
 Abstract = Mapping[str, jax.ShapeDtypeStruct]
 """Shape, type and sharding of the arrays wanted, by path."""
@@ -58,6 +60,10 @@ class Source(Protocol):
         """Returns those of the arrays that this source has; the others are for the caller to make."""
         ...
 
+    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
+        """Returns the same arrays unread, in the types of `abstract`; the shardings do not matter."""
+        ...
+
 
 class HfSource:
     """A Hugging Face or original LLaVA folder, or a hub name of either."""
@@ -68,8 +74,9 @@ class HfSource:
     prompt = None
     image_aspect = None
 
-    def __init__(self, name: str):
-        self.checkpoint = hf.HfCheckpoint.open(name)
+    def __init__(self, name: str, vision: str | None = None):
+        """Opens it; `vision` is a CLIP's folder, where `name` is a language model alone (the projector is then new)."""
+        self.checkpoint = hf.HfCheckpoint.open(name, vision)
         self.architecture = self.checkpoint.architecture
         self.tokenizer = _tokenizer_in(epath.Path(self.checkpoint.folder))
 
@@ -87,6 +94,10 @@ class HfSource:
             )
 
         return {path: array(path, leaf) for path, leaf in abstract.items() if path in have}
+
+    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
+        have = self.checkpoint.leaf_shapes()
+        return {path: self.checkpoint.leaf(path, leaf.dtype) for path, leaf in abstract.items() if path in have}
 
 
 class RunSource:
@@ -115,23 +126,36 @@ class RunSource:
     def content_hash(self) -> str:
         # Over the arrays, not the files: orbax lays the same arrays out in other bytes at another time.
         digest = hashlib.sha256(f"{self.architecture} {self.adapter} {self.meta.base_hash}".encode())
-        for path, array in sorted(run.read_arrays(self.folder, self.step).items()):
-            digest.update(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
+        for path, leaf in run.stored_leaves(self.folder, self.step).items():
+            digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+            for part in leaf if leaf.stacked else (np.asarray(leaf),):
+                digest.update(part.tobytes())
         return digest.hexdigest()
 
     def load(self, abstract: Abstract) -> dict[str, jax.Array]:
-        stored = run.stored_shapes(self.folder, self.step)
-        below: dict[str, jax.Array] = {}
-        if self.base_name is not None:
-            base = open_source(self.base_name)
-            if base.content_hash() != self.meta.base_hash:
-                raise UserError(
-                    f"{self.folder}: was trained on another base than {self.meta.base} now holds "
-                    f"(hash {self.meta.base_hash[:12]}… expected); put the original base back"
-                )
-            below = base.load({path: leaf for path, leaf in abstract.items() if path not in stored})
+        own, below = self._split(abstract, run.stored_shapes(self.folder, self.step))
+        lower = self._base().load(below) if below and self.base_name is not None else {}
+        return lower | run.read_params(self.folder, self.step, own)
+
+    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
+        stored = run.stored_leaves(self.folder, self.step)
+        own, below = self._split(abstract, stored)
+        lower = self._base().leaves(below) if below and self.base_name is not None else {}
+        return lower | {path: as_leaf(path, stored[path], leaf.dtype) for path, leaf in own.items()}
+
+    def _split(self, abstract: Abstract, stored: Collection[str]) -> tuple[Abstract, Abstract]:
+        """Cuts `abstract` into what is stored here and what is not."""
         own = {path: leaf for path, leaf in abstract.items() if path in stored}
-        return below | run.read_params(self.folder, self.step, own)
+        return own, {path: leaf for path, leaf in abstract.items() if path not in own}
+
+    def _base(self) -> Source:
+        base = open_source(str(self.base_name))
+        if base.content_hash() != self.meta.base_hash:
+            raise UserError(
+                f"{self.folder}: was trained on another base than {self.meta.base} now holds "
+                f"(hash {self.meta.base_hash[:12]}… expected); put the original base back"
+            )
+        return base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,22 +176,30 @@ class RandomSource:
     def load(self, abstract: Abstract) -> dict[str, jax.Array]:
         return {}
 
+    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
+        return {}
+
 
 def open_source(
-    name: str, *, base: str | None = None, alpha: float | None = None
+    name: str, *, base: str | None = None, alpha: float | None = None, vision: str | None = None
 ) -> HfSource | RunSource | AdapterSource:
     """Opens weights of any format.
 
     Args:
         name: a run's folder (its newest checkpoint, or one named as FOLDER/checkpoints/STEP), a HF or original LLaVA
-            folder, a hub name, a PEFT or MoLE adapter folder, or a released LLaVA-MoLE file.
+            folder, a hub name, a PEFT, MixLoRA or MoLE adapter folder, or a released LLaVA-MoLE file.
         base: what adapters stand on. None: what they name themselves.
         alpha: the scale's numerator, for a released LLaVA-MoLE file. None: as the file says, else twice its rank.
+        vision: a CLIP's folder or hub name, to make a LLaVA of the language model `name`.
 
     Raises:
         UserError: it is none of these, what it holds does not fit together, or `base` is given to a whole model.
     """
     folder = run.absolute(name)
+    if vision is not None:
+        if base is not None or alpha is not None:
+            raise UserError(f"{name}: with --vision it is a language model, so leave out --base and --alpha")
+        return HfSource(name, vision)
     if (adapters := _open_adapters(name, folder, base, alpha)) is not None:
         return adapters
     if base is not None:
@@ -196,6 +228,7 @@ def _open_adapters(name: str, folder: epath.Path, base: str | None, alpha: float
     # Each format: how it is recognised, the base that it names, how it is read.
     for recognised, recorded, reader in (
         (mole_folder.is_mole, mole_folder.mole_base, mole_folder.read_mole),
+        (mixlora.is_mixlora, mixlora.mixlora_base, mixlora.read_mixlora),
         (peft.is_peft, peft.peft_base, peft.read_peft),
     ):
         if recognised(local):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -99,13 +98,6 @@ def test_trainables_alone_as_npz_with_the_released_settings(released, golden, tm
         np.testing.assert_array_equal(again[path], leaves[path], err_msg=path)
     source = open_source(str(tmp_path / "released.npz"), base=str(golden), alpha=12.0)
     assert (source.adapter.alpha, source.prompt) == (12.0, "llava_mole")
-
-
-def test_a_torch_file_without_torch_says_so(tmp_path, golden, monkeypatch):
-    (tmp_path / "released.pt").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"reading a \.pt file needs torch; install it, or save the state dict as"):
-        open_source(str(tmp_path / "released.pt"), base=str(golden))
 
 
 def test_mistakes_are_told_in_one_line(released, golden, tmp_path):

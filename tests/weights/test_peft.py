@@ -14,6 +14,7 @@ from mole_jax.errors import UserError
 from mole_jax.weights.convert import convert
 from mole_jax.weights.source import open_source
 from tests.weights.runs import leaves_of, logits, trained_run
+from tests.weights.torch_format import torch_save
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.language_model.layers.{}."
@@ -56,6 +57,28 @@ def test_names_shapes_and_config_are_pefts(adapter, goldens):
     assert pattern.fullmatch("language_model.model.layers.12.mlp.gate_proj")
     assert not pattern.fullmatch("model.vision_tower.encoder.layers.0.self_attn.q_proj")
     assert not pattern.fullmatch("model.language_model.layers.0.self_attn.q_projx")
+
+
+def test_an_original_llava_lora_with_its_projector_apart(adapter, goldens, tmp_path):
+    """As LLaVA's own training leaves it: torch's files, no `language_model` in the names, a second file."""
+    _, leaves, folder = adapter
+    tensors = load_file(folder / TENSORS)
+    prefix, projector = "base_model.model.", "base_model.model.model.multi_modal_projector.linear_{}."
+    lora = {name.replace("language_model.", ""): value for name, value in tensors.items() if "lora_" in name}
+    apart = {
+        f"{prefix}model.mm_projector.{theirs}.{part}": tensors[projector.format(ours) + part]
+        for ours, theirs in ((1, 0), (2, 2))
+        for part in ("weight", "bias")
+    }
+    assert len(lora) + len(apart) == len(tensors)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+    torch_save(theirs / "adapter_model.bin", lora)
+    torch_save(theirs / "non_lora_trainables.bin", apart)
+    again = leaves_of(theirs, base=goldens / "tiny_llava_gqa")[1]
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
 
 
 def test_out_and_in_is_bit_exact(adapter, tmp_path):
@@ -129,7 +152,7 @@ def test_mistakes_are_told_in_one_line(adapter):
         (folder / CONFIG).write_bytes(config)
         (folder / TENSORS).write_bytes(tensors)
     (folder / TENSORS).unlink()
-    refused("holds no adapter_model.safetensors")
+    refused("holds neither adapter_model.safetensors nor adapter_model.bin")
 
 
 def test_one_expert_folded_is_the_model_that_sends_all_tokens_there(goldens, tmp_path):

@@ -1,0 +1,217 @@
+"""A MoLE as MoE-PEFT's MixLoRA directory: ``adapter_config.json`` and one file of tensors.
+
+=================================================================================  ==========================
+tensor                                                                             shape
+=================================================================================  ==========================
+``mixlora.layers.{layer}.self_attn.{q,k,v,o}_proj.lora_A.weight``, ``lora_B``      (R, D_in), (D_out, R)
+``mixlora.layers.{layer}.mlp.{gate,up,down}_proj.experts.{e}.lora_A.weight``, ``lora_B``   (R, D_in), (D_out, R)
+``mixlora.layers.{layer}.mlp.moe_gate.weight``                                     (E, D)
+``multi_modal_projector.linear_{1,2}.{weight,bias}``                               as in HF: the trained projector
+=================================================================================  ==========================
+
+Its strategy ``mixlora`` takes the ``top_k`` largest softmax probabilities and divides them by their sum: with one, the
+expert's delta is unscaled, as ours. It is software for language models and does not read the projector, which stands
+here so that nothing trained is lost. It loads ``adapter_model.bin``: where torch is, ``torch.save(load_file(
+"adapter_model.safetensors"), "adapter_model.bin")`` makes that of ours; both are read here.
+
+Source: TUDB-Labs/MoE-PEFT, ``moe_peft/model.py`` (`init_lora_layer_weight`), ``moe_peft/adapters/mixlora/config.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mole_jax import config_json
+from mole_jax.config import AdapterConfig
+from mole_jax.errors import UserError
+from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights.accounts import complain, wrong_shapes
+from mole_jax.weights.foreign import MODULES, AdapterFile
+from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
+from mole_jax.weights.names import LeafSpec, leaf_specs
+from mole_jax.weights.routed import RoutedNames, cut, foreign_shape, join
+from mole_jax.weights.safetensors_io import read_json, write_file
+from mole_jax.weights.state_dict import open_state_dict
+
+CONFIG, TENSORS, TORCH_TENSORS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+KIND = "MIXLORA"
+_LAYER = "mixlora.layers.{layer}."
+NAMES = RoutedNames(
+    lora=_LAYER + "{module}.lora_{side}.weight",
+    expert=_LAYER + "{module}.experts.{expert}.lora_{side}.weight",
+    router={"kernel": _LAYER + "mlp.moe_gate.weight"},
+)
+_HEADER = "mole_jax"  # our files' own entry of the safetensors header
+
+
+def is_mixlora(folder: Path) -> bool:
+    """Tells whether `folder` is one of these."""
+    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("peft_type") == KIND
+
+
+def mixlora_base(folder: Path) -> str | None:
+    """Returns the base model that the directory names, if it names one."""
+    return read_json(folder / CONFIG).get("base_model_name_or_path") or None
+
+
+def check_mixlora(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
+    """Raises `UserError` with the reason if MoE-PEFT would not compute a model with these adapters."""
+    reason = None
+    if adapter.kind != "mole":
+        reason = f"has no routed experts (adapter.kind {adapter.kind})"
+    elif adapter.router_bias:
+        reason = "has a router with a bias (adapter.router_bias), MixLoRA's has none"
+    elif adapter.router_gradient == "gate_scaled":
+        reason = "scales experts by their probability (adapter.router_gradient gate_scaled), MixLoRA's top 1 does not"
+    elif adapter.router_gradient == "dense":
+        reason = "mixes all experts (adapter.router_gradient dense), MixLoRA adds up whole experts instead"
+    elif not float(adapter.alpha).is_integer():
+        reason = f"has adapter.alpha {adapter.alpha:g}, MixLoRA's lora_alpha is a whole number"
+    elif arch.image_vectors:
+        reason = "has learned image start and end vectors (model.image_vectors), for which there is no place"
+    if reason:
+        raise UserError(f"{where}: {reason}; convert it --to mole instead")
+
+
+def write_mixlora(
+    folder: str | Path,
+    adapter: AdapterConfig,
+    leaves: Leaves,
+    arch: LlavaArchitecture,
+    *,
+    base: str | None,
+    where: str,
+    dtype: np.dtype,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes adapters and router, and the projector where `leaves` has it.
+
+    Args:
+        folder: made if it is not there.
+        adapter: of kind mole.
+        leaves: the arrays by path; one tensor is held at a time.
+        arch: the model.
+        base: name or folder of the base, recorded for those who load the adapters.
+        where: what messages call the model.
+        dtype: type of the written tensors.
+        settings: prompt and image_aspect, kept in the header.
+
+    Raises:
+        UserError: as `check_mixlora`.
+    """
+    check_mixlora(adapter, arch, where=where)
+    tensors = cut(NAMES, adapter, arch, leaves)
+    for path, spec in _projector(arch).items():
+        if path in leaves:
+            value = np.asarray(leaves[path]).transpose(spec.inverse)
+            tensors[spec.pattern] = as_leaf("", value, value.dtype)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"adapter": config_json.to_json(adapter), **(settings or {})}
+    declared = {name: (tensor.shape, dtype) for name, tensor in tensors.items()}
+    values = ((name, np.asarray(tensor, dtype)) for name, tensor in tensors.items())
+    write_file(folder / TENSORS, declared, values, {"format": "pt", _HEADER: json.dumps(header)})
+    (folder / CONFIG).write_text(json.dumps(_config(adapter, base), indent=2) + "\n", encoding="utf-8")
+
+
+def _config(adapter: AdapterConfig, base: str | None) -> dict[str, Any]:
+    return {
+        "base_model_name_or_path": base or "",
+        "bias": "none",
+        "lora_alpha": int(adapter.alpha),
+        "lora_dropout": float(adapter.dropout),
+        "num_experts": adapter.experts,
+        "peft_type": KIND,
+        "r": adapter.rank,
+        "router_aux_loss_coef": float(adapter.balance_weight),
+        "routing_strategy": "mixlora",
+        "target_modules": list(adapter.targets),
+        "task_type": "CAUSAL_LM",
+        "top_k": 1,
+    }
+
+
+def read_mixlora(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
+    """Reads a MixLoRA with one expert a token; `arch` is the base's.
+
+    Raises:
+        UserError: another strategy or another ``top_k``, an expert's settings differ from the rest's, or a tensor is
+            missing, unknown or of the wrong shape.
+    """
+    config, where = read_json(folder / CONFIG), folder / CONFIG
+    file = next((folder / name for name in (TENSORS, TORCH_TENSORS) if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder}: holds neither {TENSORS} nor {TORCH_TENSORS}; copy the whole folder")
+    tensors = open_state_dict(file)
+    header = json.loads(tensors.metadata.get(_HEADER, "{}"))
+    adapter = _settings(config, header, where)
+    own = NAMES.of(adapter, arch.decoder.layers)
+    expected = {name: foreign_shape(path, adapter, arch) for path, names in own.items() for name in names}
+    projector = {path: spec for path, spec in _projector(arch).items() if spec.pattern in tensors.shapes}
+    expected |= {spec.pattern: spec.foreign_shape for spec in (_projector(arch) if projector else {}).values()}
+    complain(
+        file,
+        f"tensors do not fit {CONFIG} and this base",
+        missing=[name for name in expected if name not in tensors.shapes],
+        unknown=[name for name in tensors.shapes if name not in expected],
+        shapes=wrong_shapes(tensors.shapes, expected, f"{CONFIG} on this base"),
+    )
+    arrays: dict[str, np.ndarray | Leaf] = {
+        path: join(path, [np.asarray(tensors.read(name)) for name in names], adapter) for path, names in own.items()
+    }
+    for path, spec in projector.items():
+        arrays[path] = np.asarray(tensors.read(spec.pattern)).transpose(spec.permutation)
+    return AdapterFile(
+        adapter=adapter,
+        arrays=arrays,
+        trained=("adapters", "router", "projector") if projector else ("adapters", "router"),
+        prompt=header.get("prompt"),
+        image_aspect=header.get("image_aspect"),
+    )
+
+
+def _settings(config: dict[str, Any], header: dict[str, Any], where: Path) -> AdapterConfig:
+    for key, supported in {
+        "routing_strategy": ("mixlora", "mixtral"),  # its name in MoE-PEFT and in the older MixLoRA package
+        "top_k": (1,),
+        "use_dora": (None, False),
+        "use_rslora": (None, False),
+        "expert_lora": (None,),
+    }.items():
+        if config.get(key) not in supported:
+            words = " or ".join(repr(one) for one in supported if one is not None) or "none"
+            raise UserError(f"{where}: '{key}' is {config.get(key)!r}, only {words} is supported")
+    found = {}
+    for key in ("r", "lora_alpha", "num_experts"):
+        found[key] = config.get(key)
+        if isinstance(found[key], bool) or not isinstance(found[key], int) or found[key] < 1:
+            raise UserError(f"{where}: '{key}' is {found[key]!r}, expected a whole number of at least 1")
+    modules = config.get("target_modules")
+    # A list of names, or a dict that says of each whether it is one.
+    chosen = [name for name in modules if not isinstance(modules, dict) or modules[name]] if modules else []
+    if not chosen or set(chosen) - set(MODULES):
+        raise UserError(f"{where}: 'target_modules' is {modules!r}, expected some of {', '.join(MODULES)}")
+    own = {
+        "kind": "mole",
+        "rank": found["r"],
+        "alpha": float(found["lora_alpha"]),
+        "experts": found["num_experts"],
+        "targets": tuple(name for name in MODULES if name in chosen),
+    }
+    if "adapter" in header:
+        adapter = config_json.dataclass_from_json(header["adapter"], AdapterConfig, where=f"{where}: header")
+        if {name: getattr(adapter, name) for name in own} | {"targets": set(adapter.targets)} != own | {
+            "targets": set(own["targets"])
+        }:
+            raise UserError(f"{where}: says other settings than the tensors' own header; copy the whole folder")
+        return adapter
+    return AdapterConfig(**own, dropout=float(config.get("lora_dropout") or 0))
+
+
+def _projector(arch: LlavaArchitecture) -> dict[str, LeafSpec]:
+    return {path: spec for path, spec in leaf_specs(arch).items() if path.startswith("projector/")}

@@ -1,0 +1,91 @@
+"""A MoLE's adapters tensor by tensor, for files that keep one tensor for each layer, expert and side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mole_jax.config import MLP_TARGETS, AdapterConfig
+from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights.foreign import MODULES, target_path
+from mole_jax.weights.leaf import Leaf, Leaves
+from mole_jax.weights.names import leaf_specs
+
+_MLP = "decoder/layers/mlp/"
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutedNames:
+    """A format's names, with places for `layer`, `module` (self_attn.q_proj), `projection` (gate), `expert`, `side`."""
+
+    lora: str
+    """LoRA of attention: side A (R, D_in), side B (D_out, R)."""
+    expert: str
+    """LoRA of one expert, likewise."""
+    router: dict[str, str]
+    """Of the router's kernel (E, D), and of its bias (E) where the format has one."""
+
+    def of(self, adapter: AdapterConfig, layers: int) -> dict[str, list[str]]:
+        """Returns our paths of adapters and router, and their names: layer by layer, within one expert by expert."""
+        names: dict[str, list[str]] = {}
+        for target, module in MODULES.items():
+            routed = target in MLP_TARGETS
+            pattern, experts = (self.expert, adapter.experts) if routed else (self.lora, 1)
+            projection = target.removesuffix("_proj")
+            for side in "AB" if target in adapter.targets else "":
+                names[f"{target_path(target)}/adapter/{side.lower()}"] = [
+                    pattern.format(layer=layer, module=module, projection=projection, expert=expert, side=side)
+                    for layer in range(layers)
+                    for expert in range(experts)
+                ]
+        for part in ("kernel", "bias") if adapter.router_bias else ("kernel",):
+            names[f"{_MLP}router/{part}"] = [self.router[part].format(layer=layer) for layer in range(layers)]
+        return names
+
+
+def foreign_shape(path: str, adapter: AdapterConfig, arch: LlavaArchitecture) -> tuple[int, ...]:
+    """Returns the shape of each tensor that the array at `path` is cut into."""
+    if "router" in path:
+        return (adapter.experts,) if path.endswith("bias") else (adapter.experts, arch.decoder.width)
+    module, side = path.split("/adapter/")
+    d_out, d_in = leaf_specs(arch)[module + "/kernel"].foreign_shape
+    return (adapter.rank, d_in) if side == "a" else (d_out, adapter.rank)
+
+
+def cut(names: RoutedNames, adapter: AdapterConfig, arch: LlavaArchitecture, leaves: Leaves) -> dict[str, Leaf]:
+    """Returns every tensor of adapters and router by its name, unread where the leaves are."""
+    tensors = {}
+    for path, own in names.of(adapter, arch.decoder.layers).items():
+        shape, parts = foreign_shape(path, adapter, arch), len(own) // arch.decoder.layers
+        for number, name in enumerate(own):
+
+            def read(_: int, path: str = path, layer: int = number // parts, part: int = number % parts) -> np.ndarray:
+                return _cut_layer(path, leaves[path][layer], adapter)[part]
+
+            tensors[name] = Leaf(shape, np.dtype(leaves[path].dtype), False, read)
+    return tensors
+
+
+def join(path: str, parts: Sequence[np.ndarray], adapter: AdapterConfig) -> np.ndarray:
+    """Returns the array at `path` from its tensors in the order of `RoutedNames.of`; the inverse of `cut`."""
+    if path.endswith("/bias"):
+        return np.stack(parts)
+    parts = [part.T for part in parts]
+    if _has_experts(path):
+        axis, count = (1 if path.endswith("/a") else 0), adapter.experts
+        parts = [np.concatenate(parts[i : i + count], axis=axis) for i in range(0, len(parts), count)]
+    return np.stack(parts)
+
+
+def _cut_layer(path: str, layer: np.ndarray, adapter: AdapterConfig) -> list[np.ndarray]:
+    if path.endswith("/bias"):
+        return [layer]
+    if not _has_experts(path):
+        return [layer.T]
+    return [expert.T for expert in np.split(layer, adapter.experts, axis=1 if path.endswith("/a") else 0)]
+
+
+def _has_experts(path: str) -> bool:
+    return path.startswith(_MLP) and "/adapter/" in path
