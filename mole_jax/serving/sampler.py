@@ -1,113 +1,182 @@
-"""Greedy decoding with a key-value cache, compiled once per bucket of prompt lengths."""
+"""Batches of prompts to answers: padded to a few shapes, decoded under jit, handed out whole or piece by piece."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
+from mole_jax.config import DecodingConfig
+from mole_jax.data.conversation import PromptPreset
 from mole_jax.data.tokenizer import Tokenizer
-from mole_jax.model.llava import Llava
-from mole_jax.parallel.sharding import batch_sharding
-from mole_jax.parameters import Tree
+from mole_jax.parallel.mesh import batch_shards
+from mole_jax.parallel.sharding import batch_sharding, replicated
+from mole_jax.parameters import AdapterParam, Tree, declared, unflatten
+from mole_jax.serving.decode import programs
+from mole_jax.serving.draw import Settings
+from mole_jax.serving.text import Answer
 
-BUCKET = 64
-"""Prompts are padded to a multiple of this many positions, so that few lengths are compiled."""
+CHUNK = 16
+"""Tokens decoded between two looks for stop texts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A tokenised question: image positions are in `tokens`, `images` are 8-bit RGB squares in their order."""
+    """A tokenised question: image positions are in `tokens`, `images` are squares in their order.
+
+    8-bit RGB images are normalised on the device; floating ones are taken as normalised.
+    """
 
     tokens: Int[np.ndarray, " T"]
-    images: UInt8[np.ndarray, "N H W 3"]
+    images: UInt8[np.ndarray, "N H W 3"] | Float[np.ndarray, "N H W 3"]
+    number: int | None = None
+    """Tells the prompt's random draws from others of the same seed. None: its place in the list."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Answers batches of prompts.
+    """Answers prompts, `batch_size` at a time (rounded up to what the mesh divides).
 
-    `images_per_row` is the most images of a prompt; every batch has `batch_size` rows, empty ones added.
+    Prompt lengths, rows, images and new tokens are padded to `bucket` sizes, and the settings of `decoding` are
+    values of the compiled programs, so that other prompts and other settings seldom compile anything.
     """
 
     graph: nnx.GraphDef
     mesh: jax.sharding.Mesh
     batch_size: int
-    images_per_row: int
-    image_size: int
-    max_new_tokens: int
     eos_id: int
     dtype: jnp.dtype
+    """Type of activations and of the cache."""
+    decoding: DecodingConfig
+    tokenizer: Tokenizer | None = None
+    """None: tokens only; there are no stop texts."""
 
     def __call__(self, params: Tree, frozen: Tree, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Returns the new tokens of each prompt, up to and without the end-of-sequence token."""
-        answers: list[list[int]] = []
+        """Returns the new tokens of each prompt without the end-of-sequence token.
+
+        An answer that a stop text ended may hold tokens after it; `answers` cuts them off.
+        """
+        return [answer.tokens for answer in self._all(params, frozen, prompts)]
+
+    def answers(self, params: Tree, frozen: Tree, prompts: Sequence[Prompt]) -> list[str]:
+        """Returns the text of each prompt's answer, without white space around it and cut before a stop text."""
+        return [answer.text for answer in self._all(params, frozen, prompts)]
+
+    def stream(
+        self, params: Tree, frozen: Tree, prompts: Sequence[Prompt], *, every: int = 1
+    ) -> Iterator[tuple[int, str]]:
+        """Yields (place of the prompt, piece of its answer) while decoding, asking the device after `every` tokens.
+
+        The pieces of a prompt join to what `answers` returns.
+        """
+        weights = self.weights(params, frozen)
         for start in range(0, len(prompts), self.batch_size):
-            chunk = prompts[start : start + self.batch_size]
-            arrays = jax.device_put(self._pad(chunk), batch_sharding(self.mesh))
-            with jax.set_mesh(self.mesh):
-                new = _decode(self.graph, params, frozen, arrays, self.max_new_tokens, self.eos_id, self.dtype)
-            for row in np.asarray(new)[: len(chunk)]:
-                end = np.flatnonzero(row == self.eos_id)
-                answers.append(row[: end[0] if len(end) else len(row)].tolist())
+            answers = [self._answer() for _ in prompts[start : start + self.batch_size]]
+            for pieces in self._decode(weights, prompts, start, answers, every):
+                yield from ((start + row, piece) for row, piece in enumerate(pieces) if piece)
+
+    def weights(self, params: Tree, frozen: Tree) -> Tree:
+        """Returns all arrays, adapters in the type of the activations, so that no step has to cast them again."""
+        parameters = declared(nnx.merge(self.graph, params, frozen))
+        return unflatten(
+            {
+                path: one[...].astype(self.dtype) if isinstance(one, AdapterParam) else one[...]
+                for path, one in parameters.items()
+            }
+        )
+
+    def _all(self, params: Tree, frozen: Tree, prompts: Sequence[Prompt]) -> list[Answer]:
+        weights = self.weights(params, frozen)
+        every = CHUNK if self.decoding.stop else self.decoding.max_new_tokens
+        answers = [self._answer() for _ in prompts]
+        for start in range(0, len(prompts), self.batch_size):
+            for _ in self._decode(weights, prompts, start, answers[start : start + self.batch_size], every):
+                pass
         return answers
 
-    def _pad(self, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        longest = max(len(prompt.tokens) for prompt in prompts)
-        width = -(-longest // BUCKET) * BUCKET
-        shape = (self.batch_size, self.images_per_row, self.image_size, self.image_size, 3)
-        tokens, images = np.zeros((self.batch_size, width), np.int32), np.zeros(shape, np.uint8)
-        # A row without a prompt has one token, so that there is a last position to continue from.
-        lengths = np.ones(self.batch_size, np.int32)
-        for row, prompt in enumerate(prompts):
-            lengths[row] = len(prompt.tokens)
-            tokens[row, : lengths[row]] = prompt.tokens
-            images[row, : len(prompt.images)] = prompt.images
-        return {"tokens": tokens, "lengths": lengths, "images": images}
+    def _answer(self) -> Answer:
+        return Answer(self.tokenizer, self.decoding.stop)
+
+    def _decode(
+        self, weights: Tree, prompts: Sequence[Prompt], start: int, answers: list[Answer], every: int
+    ) -> Iterator[list[str]]:
+        """Decodes the prompts from `start` on, one for each of `answers`, and yields the new text of each."""
+        batch = prompts[start : start + len(answers)]
+        numbers = [start + row if one.number is None else one.number for row, one in enumerate(batch)]
+        arrays = pad(batch, batch_shards(self.mesh))
+        rows = len(arrays["lengths"])
+        idle = rows - len(batch)
+        # A row without a prompt ends with its first token.
+        decoding = [self.decoding] * len(batch) + [DecodingConfig(max_new_tokens=1)] * idle
+        place = batch_sharding(self.mesh)
+        settings = jax.device_put(Settings.of(decoding, numbers + [0] * idle), place)
+        limit, capacity = self.decoding.max_new_tokens, bucket(self.decoding.max_new_tokens)
+        run = programs(self.mesh)
+        common = {"graph": self.graph, "dtype": self.dtype, "eos_id": self.eos_id, "weights": weights}
+        # The mesh is not in force while the caller has the pieces.
+        with jax.set_mesh(self.mesh):
+            state = run.prefill(**common, capacity=capacity, prompts=jax.device_put(arrays, place), settings=settings)
+        made = 0
+        while True:
+            tokens, done, count = jax.device_get((state.tokens, state.done, state.count))
+            ended = done | (count >= limit)
+            yield [
+                answer.push(self._until_end(row[made:count]), last=bool(end))
+                for answer, row, end in zip(answers, tokens, ended, strict=False)
+            ]
+            made = int(count)
+            if all(answer.finished for answer in answers):
+                return
+            finished = np.asarray([answer.finished for answer in answers] + [True] * idle)
+            state = state._replace(done=jax.device_put(finished, replicated(self.mesh)))
+            with jax.set_mesh(self.mesh):
+                state = run.extend(**common, state=state, settings=settings, until=np.int32(min(made + every, limit)))
+
+    def _until_end(self, tokens: np.ndarray) -> list[int]:
+        end = np.flatnonzero(tokens == self.eos_id)
+        return tokens[: end[0] if len(end) else len(tokens)].tolist()
 
 
-def answer_text(tokenizer: Tokenizer, tokens: Sequence[int], stop: str | None) -> str:
-    """Returns the text of an answer, up to the text that ends answers under this prompt, if there is one."""
-    text = tokenizer.decode(tokens).strip()
-    return text if stop is None else text.split(stop)[0].strip()
+def ending(decoding: DecodingConfig, prompt: PromptPreset) -> DecodingConfig:
+    """Returns `decoding` with the text that ends answers under this preset, if there is one, as a further stop text."""
+    own = () if prompt.stop_text is None else (prompt.stop_text,)
+    return dataclasses.replace(decoding, stop=decoding.stop + own)
 
 
-@partial(jax.jit, static_argnames=("graph", "max_new_tokens", "eos_id", "dtype"))
-def _decode(
-    graph: nnx.GraphDef,
-    params: Tree,
-    frozen: Tree,
-    arrays: dict[str, Array],
-    max_new_tokens: int,
-    eos_id: int,
-    dtype: jnp.dtype,
-) -> Int[Array, "B N"]:
-    """Returns `max_new_tokens` greedy tokens per row; after the end of a row it repeats `eos_id`."""
-    model: Llava = nnx.merge(graph, params, frozen)
-    tokens, lengths = arrays["tokens"], arrays["lengths"]
-    rows, width = tokens.shape
-    decoder = model.decoder
-    cache = decoder.empty_cache(rows, width + max_new_tokens, dtype)
-    hidden, cache = decoder.cached(model.embed(tokens, arrays["images"], dtype), cache, lengths)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    first = jnp.argmax(decoder.logits(last), axis=-1).astype(jnp.int32)
-    out = jnp.full((rows, max_new_tokens), eos_id, jnp.int32).at[:, 0].set(first)
+def bucket(size: int) -> int:
+    """Returns the smallest of 16, 24, 32, 48, 64, 96, … that is at least `size`: 17 of them reach 4,096."""
+    power = 16
+    while power < size:
+        power *= 2
+    return power * 3 // 4 if power > 16 and size <= power * 3 // 4 else power
 
-    def unfinished(carry) -> Array:
-        position, token, _, _ = carry
-        return (position < max_new_tokens) & (token != eos_id).any()
 
-    def extend(carry):
-        position, token, cache, out = carry
-        hidden, cache = decoder.cached(decoder.embed(token[:, None], dtype), cache, jnp.ones_like(token))
-        new = jnp.argmax(decoder.logits(hidden[:, 0]), axis=-1).astype(jnp.int32)
-        new = jnp.where(token == eos_id, eos_id, new)
-        return position + 1, new, cache, out.at[:, position].set(new)
+def pad(prompts: Sequence[Prompt], shards: int) -> dict[str, np.ndarray]:
+    """Returns prompts as arrays of bucketed shapes, whose rows and images divide over `shards`.
 
-    return jax.lax.while_loop(unfinished, extend, (1, first, cache, out))[3]
+    Returns:
+        tokens (B, T), lengths (B,) and images (N, H, W, 3): those of all prompts, one after the other. B and N are
+        `shards` times a power of two, N may be 0.
+    """
+    width = bucket(max(len(prompt.tokens) for prompt in prompts))
+    rows = _power_of_two(len(prompts), shards)
+    tokens = np.zeros((rows, width), np.int32)
+    # A row without a prompt has one token, so that there is a last position to continue from.
+    lengths = np.ones(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        lengths[row] = len(prompt.tokens)
+        tokens[row, : lengths[row]] = prompt.tokens
+    given = np.concatenate([prompt.images for prompt in prompts])
+    images = np.zeros((_power_of_two(len(given), shards), *given.shape[1:]), given.dtype)
+    images[: len(given)] = given
+    return {"tokens": tokens, "lengths": lengths, "images": images}
+
+
+def _power_of_two(count: int, shards: int) -> int:
+    """Returns the smallest shards * 2**k that is at least `count`; 0 for 0."""
+    return shards << (-(-count // shards) - 1).bit_length() if count else 0

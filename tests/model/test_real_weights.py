@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mole_jax.config import AdapterConfig, MeshConfig
+from mole_jax.config import AdapterConfig, DecodingConfig, MeshConfig
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture, VisionArchitecture
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import unflatten
@@ -90,11 +90,9 @@ def test_logits_and_greedy_story(stories):
         spec.graph,
         mesh,
         batch_size=1,
-        images_per_row=1,
-        image_size=28,
-        max_new_tokens=len(ids) - 1,
         eos_id=2,
         dtype=jnp.dtype("float32"),
+        decoding=DecodingConfig(max_new_tokens=len(ids) - 1),
     )
     prompt = Prompt(np.asarray(ids[:1], np.int32), np.zeros((0, 28, 28, 3), np.uint8))
     assert sampler(leaves, {}, [prompt]) == [ids[1:]]

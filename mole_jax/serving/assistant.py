@@ -1,0 +1,119 @@
+"""A model that answers people: from words and pictures to prompts, and from prompts to text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from mole_jax.config import DecodingConfig, ImageAspect, PromptName
+from mole_jax.data.conversation import IMAGE, PROMPTS, Turn, encode_prompt
+from mole_jax.data.image import load_image
+from mole_jax.data.tokenizer import Tokenizer
+from mole_jax.errors import UserError
+from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.model.llava import Llava
+from mole_jax.parameters import Tree
+from mole_jax.serving.sampler import Prompt, Sampler, ending
+
+MAX_PIXELS = 50_000_000
+"""Images with more pixels are refused as decompression bombs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """What stands between a person's words and pictures and a model's arrays."""
+
+    tokenizer: Tokenizer
+    arch: LlavaArchitecture
+    prompt: PromptName
+    image_aspect: ImageAspect
+
+    def __call__(
+        self, question: str | Sequence[Turn], images: Sequence[str | bytes] = (), root: str | Path | None = None
+    ) -> Prompt:
+        """Returns the prompt after which the model answers.
+
+        Args:
+            question: one question, or the turns of a conversation of which the last is the user's.
+            images: paths or file contents, one per ``<image>``. Without an ``<image>`` in the words they stand
+                before the first turn.
+            root: folder that paths are relative to and must stay inside. None: any path will do.
+
+        Raises:
+            UserError: the numbers of images and placeholders differ, or an image cannot be read.
+        """
+        turns = [Turn("user", question)] if isinstance(question, str) else list(question)
+        if images and not any(IMAGE in turn.text for turn in turns):
+            turns[0] = Turn("user", f"{IMAGE}\n" * len(images) + turns[0].text)
+        tokens = encode_prompt(
+            turns,
+            self.tokenizer,
+            PROMPTS[self.prompt],
+            image_span=self.arch.image_span,
+            image_token_id=self.arch.image_token_id,
+        )
+        found = int((tokens == self.arch.image_token_id).sum()) // self.arch.image_span
+        if found != len(images):
+            raise UserError(f"the question has {found} {IMAGE}, {len(images)} images were given; make them equal")
+        side = self.arch.vision.image_size
+        pixels = [self._pixels(image, root) for image in images]
+        return Prompt(tokens, np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8))
+
+    def _pixels(self, image: str | bytes, root: str | Path | None) -> np.ndarray:
+        if root is None and isinstance(image, str):
+            file = Path(image).expanduser().resolve()
+            image, root = file.name, file.parent
+        size = self.arch.vision.image_size
+        return load_image(image, root, size=size, aspect=self.image_aspect, max_pixels=MAX_PIXELS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Assistant:
+    """A loaded model with its processor and one way of decoding."""
+
+    processor: Processor
+    params: Tree
+    sampler: Sampler
+
+    @classmethod
+    def of(cls, model: Llava, processor: Processor, decoding: DecodingConfig, batch_size: int) -> Assistant:
+        """Wraps what `mole_jax.load` returns; activations are of the type of the model's embedding."""
+        graph, state = nnx.split(model)
+        embedding = model.decoder.embedding[...]
+        sampler = Sampler(
+            graph,
+            cast(Mesh, cast(NamedSharding, embedding.sharding).mesh),
+            batch_size=batch_size,
+            eos_id=processor.tokenizer.eos_id,
+            dtype=embedding.dtype,
+            decoding=ending(decoding, PROMPTS[processor.prompt]),
+            tokenizer=processor.tokenizer,
+        )
+        return cls(processor, nnx.to_pure_dict(state), sampler)
+
+    def prompt(
+        self, question: str | Sequence[Turn], images: Sequence[str | bytes] = (), root: str | Path | None = None
+    ) -> Prompt:
+        """As `Processor`; raises `UserError` also if prompt and answer may not fit into the model's positions."""
+        prompt = self.processor(question, images, root)
+        most, room = self.sampler.decoding.max_new_tokens, self.processor.arch.decoder.max_position
+        if len(prompt.tokens) + most > room:
+            raise UserError(
+                f"the prompt has {len(prompt.tokens)} tokens and the answer may have {most}, the model has room for "
+                f"{room} together; shorten the question or lower max_new_tokens"
+            )
+        return prompt
+
+    def answers(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Returns the text of each answer."""
+        return self.sampler.answers(self.params, {}, prompts)
+
+    def stream(self, prompt: Prompt) -> Iterator[str]:
+        """Yields the answer piece by piece, as it comes."""
+        return (piece for _, piece in self.sampler.stream(self.params, {}, [prompt]))

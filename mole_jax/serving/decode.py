@@ -1,0 +1,115 @@
+"""The two compiled programs of generation: one reads the prompts, one adds tokens to them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int
+
+from mole_jax.model.decoder import Cache
+from mole_jax.model.llava import Llava
+from mole_jax.parallel.sharding import batch_sharding, partition, replicated
+from mole_jax.parameters import Tree
+from mole_jax.serving.draw import Settings, next_token
+
+
+class State(NamedTuple):
+    """A batch of answers under way."""
+
+    cache: Cache
+    """Keys and values of the prompts and of all new tokens but the last."""
+    seen: Bool[Array, "B V"]
+    """Text tokens of the prompt and the answer."""
+    tokens: Int[Array, "B N"]
+    """New tokens; end-of-sequence where there are none yet, and after the end of a row."""
+    count: Int[Array, ""]
+    """How many of the N are made."""
+    done: Bool[Array, " B"]
+
+
+class Programs(NamedTuple):
+    """`jax.jit` functions, compiled once per shape; the model's graph, the type and the end token are static."""
+
+    prefill: Callable[..., State]
+    """``(graph, dtype, eos_id, capacity, weights, prompts, settings) -> State`` with the first token of each row."""
+    extend: Callable[..., State]
+    """``(graph, dtype, eos_id, weights, state, settings, until) -> State`` with `until` tokens, or all rows done."""
+
+
+@functools.cache
+def programs(mesh: Mesh) -> Programs:
+    """Returns the programs on a mesh. The tokens come out whole on every device, so that any process can read them."""
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    kv = NamedSharding(mesh, partition("layers", "batch", None, "kv_heads", None))
+    out = State(Cache(kv, kv, rows), rows, whole, whole, whole)  # pyright: ignore[reportArgumentType]
+    static = ("graph", "dtype", "eos_id")
+    return Programs(
+        jax.jit(_prefill, static_argnames=(*static, "capacity"), out_shardings=out),
+        jax.jit(_extend, static_argnames=static, donate_argnames="state", out_shardings=out),
+    )
+
+
+def _prefill(
+    graph: nnx.GraphDef,
+    dtype: jnp.dtype,
+    eos_id: int,
+    capacity: int,
+    weights: Tree,
+    prompts: dict[str, Array],
+    settings: Settings,
+) -> State:
+    model: Llava = nnx.merge(graph, weights)
+    tokens, lengths, images = prompts["tokens"], prompts["lengths"], prompts["images"]
+    rows, width = tokens.shape
+    # The images of all rows come in one list without gaps, so the rows are read as one for putting them in.
+    x = model.embed(tokens.reshape(1, -1), images[None], dtype).reshape(rows, width, -1)
+    cache = model.decoder.empty_cache(rows, width + capacity, dtype)
+    hidden, cache = model.decoder.cached(x, cache, lengths)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    logits = model.decoder.logits(last)
+    # Image positions hold no text: their id is no token that the answer could repeat.
+    text = (jnp.arange(width) < lengths[:, None]) & (tokens != model.arch.image_token_id)
+    vocab = logits.shape[-1]
+    seen = jnp.zeros((rows, vocab), bool).at[jnp.arange(rows)[:, None], jnp.where(text, tokens, vocab)].set(True)
+    new = jnp.full((rows, capacity), eos_id, jnp.int32)
+    return _add(State(cache, seen, new, jnp.int32(0), jnp.zeros(rows, bool)), logits, settings, eos_id)
+
+
+def _extend(
+    graph: nnx.GraphDef,
+    dtype: jnp.dtype,
+    eos_id: int,
+    weights: Tree,
+    state: State,
+    settings: Settings,
+    until: Int[Array, ""],
+) -> State:
+    decoder = nnx.merge(graph, weights).decoder
+
+    def unfinished(state: State) -> Array:
+        return (state.count < until) & ~state.done.all()
+
+    def step(state: State) -> State:
+        token = jax.lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=1)
+        hidden, cache = decoder.cached(decoder.embed(token, dtype), state.cache, jnp.ones(len(token), jnp.int32))
+        return _add(state._replace(cache=cache), decoder.logits(hidden[:, 0]), settings, eos_id)
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def _add(state: State, logits: Float[Array, "B V"], settings: Settings, eos_id: int) -> State:
+    token = jnp.where(state.done, eos_id, next_token(logits, state.seen, settings, state.count))
+    count = state.count + 1
+    return State(
+        state.cache,
+        state.seen.at[jnp.arange(len(token)), token].set(True),
+        jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, axis=1),
+        count,
+        state.done | (token == eos_id) | (count >= settings.max_new_tokens),
+    )

@@ -1,0 +1,174 @@
+"""A file of questions to a file of answers, both JSONL as LLaVA's; what was answered is not asked again."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mole_jax import config_json
+from mole_jax.errors import UserError, nearest
+from mole_jax.serving.assistant import Assistant
+from mole_jax.serving.sampler import Prompt
+
+FIELDS = {"question_id": ("question_id", "id"), "text": ("text", "question"), "image": ("image",)}
+"""Fields of a question, each with the names that it may have. `image` is a path, a list of paths or not there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One line of a file of questions."""
+
+    id: str | int
+    text: str
+    images: tuple[str, ...]
+    number: int
+    """Its place among the lines, from 0; its random draws depend on it, so they are the same after a stop."""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How many questions were answered now and before, and what was wrong with the others."""
+
+    answered: int = 0
+    before: int = 0
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+
+def answer_file(
+    assistant: Assistant,
+    questions: Path,
+    output: Path,
+    *,
+    model_id: str,
+    image_root: Path | None = None,
+    on_bad: Literal["error", "skip"] = "error",
+) -> Outcome:
+    """Answers the questions that `output` has no answer to yet and adds a line for each, batch by batch.
+
+    An answer has ``question_id``, ``prompt`` (the question), ``text``, ``model_id`` and ``metadata``: the prompt
+    preset, the image preparation and the decoding.
+
+    Args:
+        assistant: answers; its sampler's batch size is the number of questions at a time.
+        questions: file with an object a line, of `FIELDS`.
+        output: file to add to.
+        model_id: name of the checkpoint, for the answers.
+        image_root: folder that images are relative to. None: that of `questions`.
+        on_bad: stop at a question that cannot be asked, or leave it out and report it.
+
+    Raises:
+        UserError: a file cannot be read, `output` holds answers made otherwise, or a question is bad. What was
+            answered until then is in `output`.
+    """
+    processor, outcome = assistant.processor, Outcome()
+    decoding = config_json.to_json(assistant.sampler.decoding)
+    made = {"prompt": processor.prompt, "image_aspect": processor.image_aspect, "decoding": decoding}
+    common = {"model_id": model_id, "metadata": made}
+    before = _answered(output, common)
+    root = questions.parent if image_root is None else image_root
+
+    def prompts() -> Iterator[tuple[Question, Prompt]]:
+        for where, line in _lines(questions):
+            try:
+                question = _question(line, where)
+                if json.dumps(question.id) in seen:
+                    raise UserError(f"question_id {question.id!r} stands on an earlier line too; make them different")
+                seen.add(json.dumps(question.id))
+                if json.dumps(question.id) in before:
+                    outcome.before += 1
+                    continue
+                prompt = assistant.prompt(question.text, question.images, root)
+            except UserError as error:
+                message = f"{questions}: line {where + 1}: {error}"
+                if on_bad == "error":
+                    raise UserError(f"{message} (or leave such lines out with --on-bad skip)") from None
+                outcome.skipped.append(message)
+                continue
+            yield question, dataclasses.replace(prompt, number=question.number)
+
+    seen: set[str] = set()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a", encoding="utf-8") as file:
+        for batch in itertools.batched(prompts(), assistant.sampler.batch_size):
+            for (question, _), text in zip(batch, assistant.answers([prompt for _, prompt in batch]), strict=True):
+                answer = {"question_id": question.id, "prompt": question.text, "text": text, **common}
+                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            file.flush()
+            outcome.answered += len(batch)
+    return outcome
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (place from 0, line) of the lines that are not blank."""
+    for place, line in enumerate(_text(path).split("\n")):
+        if line.strip():
+            yield place, line
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def _question(line: str, number: int) -> Question:
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"not JSON ({error}); write one object a line") from None
+    if not isinstance(raw, Mapping):
+        raise UserError("expected an object with question_id, text and image")
+    identity, text, image = (_field(raw, name) for name in FIELDS)
+    if isinstance(identity, bool) or not isinstance(identity, str | int):
+        raise UserError(f"field question_id: expected text or a number, got {identity!r}")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"field text: expected a question, got {text!r}")
+    images = [] if image is None else image if isinstance(image, list) else [image]
+    if not all(isinstance(one, str) and one for one in images):
+        raise UserError(f"field image: expected a path or a list of paths, got {image!r}")
+    return Question(identity, text, tuple(images), number)
+
+
+def _field(raw: Mapping[str, Any], name: str) -> Any:
+    for known in FIELDS[name]:
+        if known in raw:
+            return raw[known]
+    if name == "image":
+        return None
+    raise UserError(f"field {name} is missing{nearest(name, map(str, raw)) or '; add it'}")
+
+
+def _answered(output: Path, common: Mapping[str, Any]) -> set[str]:
+    """Returns the ids in `output` as JSON, after taking off a last line that was not finished.
+
+    Raises:
+        UserError: an answer there was made by another model or in another way.
+    """
+    if not output.exists():
+        return set()
+    text = _text(output)
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        output.write_text(whole, encoding="utf-8")
+    ids = set()
+    for place, line in _lines(output):
+        try:
+            answer = json.loads(line)
+            made = {name: answer[name] for name in common}
+            ids.add(json.dumps(answer["question_id"]))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{output}: line {place + 1} is no answer of ours; choose another --output") from None
+        for name, value in common.items():
+            if made[name] != value:
+                raise UserError(
+                    f"{output}: line {place + 1} was made with {name} {json.dumps(made[name])}, not "
+                    f"{json.dumps(value)}; choose another --output"
+                )
+    return ids
