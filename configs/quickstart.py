@@ -8,6 +8,7 @@ from mole_jax.config import (
     CheckpointConfig,
     Config,
     DataConfig,
+    DecodingConfig,
     DomainConfig,
     EvaluationConfig,
     ModelConfig,
@@ -36,8 +37,10 @@ def get_config() -> Config:
         train=TrainConfig(steps=200, batch_rows=16),
         checkpoint=CheckpointConfig(every=50),
         evaluation=EvaluationConfig(
-            tasks=tuple(TaskConfig(name, f"{DATA}/{name}/test.json") for name in DOMAINS),
+            tasks=tuple(
+                TaskConfig(name, f"{DATA}/{name}/test.json", decoding=DecodingConfig(max_new_tokens=24))
+                for name in DOMAINS
+            ),
             batch_size=50,
-            max_new_tokens=24,
         ),
     )

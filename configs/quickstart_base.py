@@ -13,6 +13,7 @@ from mole_jax.config import (
     CheckpointConfig,
     Config,
     DataConfig,
+    DecodingConfig,
     DomainConfig,
     EvaluationConfig,
     ModelConfig,
@@ -50,6 +51,8 @@ def get_config() -> Config:
         ),
         checkpoint=CheckpointConfig(every=250, keep_last=1, keep_best=0),
         evaluation=EvaluationConfig(
-            tasks=(TaskConfig("captions", f"{DATA}/test.json"),), every=250, generate=True, max_new_tokens=40
+            tasks=(TaskConfig("captions", f"{DATA}/test.json", decoding=DecodingConfig(max_new_tokens=40)),),
+            every=250,
+            generate=True,
         ),
     )

@@ -10,6 +10,7 @@ from mole_jax.config import (
     CheckpointConfig,
     Config,
     DataConfig,
+    DecodingConfig,
     DomainConfig,
     EvaluationConfig,
     ModelConfig,
@@ -44,9 +45,11 @@ def get_config() -> Config:
         train=TrainConfig(epochs=1, batch_rows=8, trainable=("adapters", "router", "projector", "vision", "decoder")),
         checkpoint=CheckpointConfig(every=50),
         evaluation=EvaluationConfig(
-            tasks=tuple(TaskConfig(name, f"{DATA}/{name}/test.json", limit=100) for name in DOMAINS),
+            tasks=tuple(
+                TaskConfig(name, f"{DATA}/{name}/test.json", decoding=DecodingConfig(max_new_tokens=12), limit=100)
+                for name in DOMAINS
+            ),
             every=25,
             batch_size=10,
-            max_new_tokens=12,
         ),
     )

@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 import tyro
 
 from mole_jax import config as config_module
-from mole_jax.config import Config, DataConfig, DomainConfig, EvaluationConfig, TaskConfig, check
+from mole_jax.config import Config, DataConfig, DomainConfig, EvaluationConfig, TaskConfig
+from mole_jax.config_check import check
 from mole_jax.config_json import describe, typed
 from mole_jax.errors import UserError, nearest
 

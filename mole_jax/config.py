@@ -1,4 +1,4 @@
-"""Every setting: its meaning, its unit, its default and its check.
+"""Every setting: its meaning, its unit and its default (`mole_jax.config_check` has the checks).
 
 A configuration is a Python file with ``get_config() -> Config``. All classes are frozen; change one
 with `dataclasses.replace` in a file or with ``--section.field value`` on the command line.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from mole_jax.errors import UserError, nearest
-
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 GROUPS = ("adapters", "router", "projector", "vision", "decoder")
@@ -19,6 +17,13 @@ Dtype = Literal["float32", "bfloat16"]
 RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
 PromptName = Literal["v1", "llava_mole", "plain"]
 ImageAspect = Literal["pad", "crop"]
+Ability = Literal[
+    "visual_perception",
+    "visual_knowledge_acquisition",
+    "visual_reasoning",
+    "visual_commonsense",
+    "object_hallucination",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,10 @@ class AdapterConfig:
     """Balance loss per layer and then averaged, or pooled over all layers (released code)."""
     balance_weight: float = 1e-2
     """Weight of the balance loss in the total loss."""
+    expert_path: Literal["auto", "masked", "grouped"] = "auto"
+    """masked: all experts on every token, then zeroed. grouped: tokens sorted by expert. Same values, other speed."""
+    expert_sharding: Literal["auto", "gather", "all_to_all"] = "auto"
+    """Over mesh.expert move the experts to the tokens (gather) or the tokens to the experts; auto: the fewer bytes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +117,11 @@ class DataConfig:
     images_per_row: int = 4
     """Most images in one row."""
     packing_bins: int = 64
-    """Rows open at a time while packing; more fill better and mix further."""
+    """Rows open at a time while packing, over all shards; more fill better and mix further."""
+    shards: int | None = None
+    """Streams that the examples are dealt to and packed in; each fills as many rows of every batch, and a host reads
+    those of its own rows. Batches depend on it and not on the hosts. None: the largest divisor of `train.batch_rows`
+    up to 16."""
     image_aspect: ImageAspect = "pad"
     """Make images square by padding with the mean colour, or by cropping the centre."""
     max_image_pixels: int = 50_000_000
@@ -177,6 +190,12 @@ class MeshConfig:
     """Copies of the model that split the batch; -1: all devices that are left."""
     fsdp: int = 1
     """Devices that split parameters and optimizer state, and the batch too."""
+    expert: int = 1
+    """Devices that split the experts, and the batch too."""
+    tensor: int = 1
+    """Devices that split every large matrix, the heads and the vocabulary, and work on the same rows."""
+    slices: int = 1
+    """TPU slices, or groups of GPUs joined by NVLink, that the data axis reaches over."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,15 +211,41 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How answers are decoded. The settings mean, and apply in the order of, transformers' of the same names."""
+
+    max_new_tokens: int = 32
+    """Longest answer, in tokens."""
+    temperature: float = 0.0
+    """What logits are divided by before a token is drawn; 0 takes the most probable token (greedy)."""
+    top_k: int | None = None
+    """Draw among this many most probable tokens. None: all."""
+    top_p: float = 1.0
+    """Draw among the fewest most probable tokens that have this probability together; 1: all."""
+    repetition_penalty: float = 1.0
+    """Makes every text token of the prompt and of the answer so far less probable; 1: no penalty. Image positions hold
+    no text and never count."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer and are not part of it, besides end of sequence and the prompt preset's own."""
+    seed: int = 0
+    """Seed of the draws. A prompt's draws depend on it and on the prompt's place in the list, not on the batch."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskConfig:
     """A held-out set and how it is scored."""
 
     name: str
     """Name in reports; by custom the domain's."""
     path: str
-    """LLaVA JSON or JSONL file; the last assistant turn is the reference answer."""
+    """LLaVA JSON or JSONL file. The last assistant turn is the reference answer, unless the record has `answers`: a
+    list of texts, or of objects with an `answer` (VQAv2's annotations); then those are the references."""
     image_root: str | None = None
     """Folder of the images. None: the folder of `path`."""
+    suffix: str = ""
+    """Text put after each question, as it stands; such as "\\nAnswer the question using a single word or phrase."."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How its answers are decoded."""
     metric: Literal[
         "exact_match",
         "contains",
@@ -212,10 +257,16 @@ class TaskConfig:
         "closed_strict",
         "open_recall",
         "science_qa",
+        "cider",
+        "rouge_l",
+        "bleu",
     ] = "exact_match"
     """exact_match: equal without case and full stop. contains: the answer's words stand in the output (Tiny LVLM-eHub).
     vqa_accuracy: VQAv2. anls: DocVQA. relaxed_accuracy: ChartQA, within 5 %. yes_no: POPE. science_qa: the letter.
-    llava_med_closed and open_recall: as LLaVA-Med; closed_strict: closed questions by whole words."""
+    llava_med_closed and open_recall: as LLaVA-Med; closed_strict: closed questions by whole words. cider, rouge_l and
+    bleu: captions, as for COCO (needs the extra `caption`)."""
+    ability: Ability | None = None
+    """Which ability of Tiny LVLM-eHub its questions test, with metric contains; a report sums them up. None: no sum."""
     limit: int | None = None
     """Score only the first so many records. None: all."""
 
@@ -231,11 +282,9 @@ class EvaluationConfig:
     every: int | None = None
     """Steps between evaluations of the held-out loss. None: only at the start and the end."""
     generate: bool = True
-    """Also decode greedily and score, at the start and the end."""
+    """Also answer the questions and score, at the start and the end."""
     batch_size: int = 32
     """Questions decoded at a time."""
-    max_new_tokens: int = 32
-    """Longest answer, in tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,108 +303,3 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-
-
-def check(config: Config) -> Config:
-    """Returns `config` if its values make sense together; raises `UserError` naming the field if not."""
-    model, adapter, data, train = config.model, config.adapter, config.data, config.train
-
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise UserError(f"config: {message}")
-
-    def one_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-        for value in values:
-            need(
-                value in allowed,
-                f"{field} has '{value}'{nearest(value, allowed) or ', expected some of ' + ', '.join(allowed)}",
-            )
-
-    need((model.base is None) != (model.preset is None), "give exactly one of model.base and model.preset")
-    one_of("adapter.targets", adapter.targets, ATTENTION_TARGETS + MLP_TARGETS)
-    one_of("train.trainable", train.trainable, GROUPS)
-    need(bool(train.trainable), "train.trainable is empty, so nothing would train; name at least one group")
-    need(adapter.rank >= 1, f"adapter.rank is {adapter.rank}, it must be at least 1")
-    need(0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, it must be in [0, 1)")
-    if adapter.kind == "mole":
-        need(adapter.experts >= 1, f"adapter.experts is {adapter.experts}, it must be at least 1")
-        need(
-            any(target in MLP_TARGETS for target in adapter.targets),
-            f"adapter.kind is mole but adapter.targets has none of {', '.join(MLP_TARGETS)}; add one or use kind lora",
-        )
-    need(
-        adapter.kind != "none" or not {"adapters", "router"} & set(train.trainable),
-        "adapter.kind is none but train.trainable names adapters or router; take them out or choose lora or mole",
-    )
-    need(
-        adapter.kind == "mole" or "router" not in train.trainable,
-        "train.trainable names router but adapter.kind is not mole; take router out",
-    )
-    need(bool(data.domains), "data.domains is empty; add a DomainConfig(name, path)")
-    names = [domain.name for domain in data.domains]
-    need(len(set(names)) == len(names), f"data.domains has two domains of one name among {', '.join(names)}")
-    for domain in data.domains:
-        need(domain.weight >= 0, f"data.domains: {domain.name} has weight {domain.weight}, it must not be negative")
-        need(domain.repeat > 0, f"data.domains: {domain.name} has repeat {domain.repeat}, it must be over 0")
-        need(
-            domain.cap is None or domain.cap >= 1,
-            f"data.domains: {domain.name} has cap {domain.cap}, it must be at least 1",
-        )
-    need(any(d.weight > 0 for d in data.domains), "data.domains: every weight is 0; give one a weight over 0")
-    need(data.temperature > 0, f"data.temperature is {data.temperature}, it must be over 0")
-    for field in ("sequence_length", "examples_per_row", "images_per_row", "packing_bins", "max_image_pixels"):
-        need(getattr(data, field) >= 1, f"data.{field} is {getattr(data, field)}, it must be at least 1")
-    need(data.workers >= 0, f"data.workers is {data.workers}, it must not be negative")
-    need((train.steps is None) != (train.epochs is None), "give exactly one of train.steps and train.epochs")
-    need(train.steps is None or train.steps >= 1, f"train.steps is {train.steps}, it must be at least 1")
-    need(train.epochs is None or train.epochs > 0, f"train.epochs is {train.epochs}, it must be over 0")
-    for field in ("batch_rows", "accumulation", "log_every", "max_bad_steps"):
-        need(getattr(train, field) >= 1, f"train.{field} is {getattr(train, field)}, it must be at least 1")
-    need(
-        train.batch_rows % train.accumulation == 0,
-        f"train.batch_rows {train.batch_rows} does not divide into train.accumulation {train.accumulation} pieces",
-    )
-    need(
-        0 <= config.optimizer.warmup_fraction < 1,
-        f"optimizer.warmup_fraction is {config.optimizer.warmup_fraction}, it must be in [0, 1)",
-    )
-    need(config.mesh.data == -1 or config.mesh.data >= 1, f"mesh.data is {config.mesh.data}, it must be -1 or over 0")
-    need(config.mesh.fsdp >= 1, f"mesh.fsdp is {config.mesh.fsdp}, it must be at least 1")
-    need(config.checkpoint.every >= 1, f"checkpoint.every is {config.checkpoint.every}, it must be at least 1")
-    need(
-        config.checkpoint.keep_last >= 1,
-        f"checkpoint.keep_last is {config.checkpoint.keep_last}, it must be at least 1",
-    )
-    need(
-        config.checkpoint.keep_best >= 0,
-        f"checkpoint.keep_best is {config.checkpoint.keep_best}, it must not be negative",
-    )
-    evaluation = config.evaluation
-    tasks = [task.name for task in evaluation.tasks]
-    need(len(set(tasks)) == len(tasks), f"evaluation.tasks has two tasks of one name among {', '.join(tasks)}")
-    need(
-        evaluation.every is None or evaluation.every >= 1,
-        f"evaluation.every is {evaluation.every}, it must be at least 1",
-    )
-    for field in ("batch_size", "max_new_tokens"):
-        need(
-            getattr(evaluation, field) >= 1,
-            f"evaluation.{field} is {getattr(evaluation, field)}, it must be at least 1",
-        )
-    for task in evaluation.tasks:
-        need(
-            task.limit is None or task.limit >= 1,
-            f"evaluation.tasks: {task.name} has limit {task.limit}, it must be at least 1",
-        )
-    optimizer = config.optimizer
-    for field in ("learning_rate", "router_learning_rate", "projector_learning_rate", "base_learning_rate"):
-        rate = getattr(optimizer, field)
-        need(rate is None or rate >= 0, f"optimizer.{field} is {rate}, it must not be negative")
-    for field in ("b1", "b2"):
-        need(0 <= getattr(optimizer, field) < 1, f"optimizer.{field} is {getattr(optimizer, field)}, must be in [0, 1)")
-    need(optimizer.weight_decay >= 0, f"optimizer.weight_decay is {optimizer.weight_decay}, must not be negative")
-    need(
-        optimizer.clip_norm is None or optimizer.clip_norm > 0,
-        f"optimizer.clip_norm is {optimizer.clip_norm}, it must be over 0, or None for no clipping",
-    )
-    return config

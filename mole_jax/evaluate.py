@@ -1,27 +1,66 @@
-"""``python -m mole_jax.evaluate``: held-out loss and scores of a checkpoint, task by task."""
+"""``python -m mole_jax.evaluate``: held-out loss and scores of a checkpoint task by task, or two of them compared."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from mole_jax import cli
 from mole_jax.errors import UserError, run_door
+from mole_jax.parallel.launch import add_flags
 
-
-def _flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a run's folder, a HF folder or a hub name")
-    parser.add_argument("--workdir", required=True, help="folder for predictions, scores and the use of the experts")
+COMPARE = "--compare"
 
 
 def main() -> None:
+    if COMPARE in sys.argv[1:] and not {"-h", "--help"} & set(sys.argv):
+        _compare()
+        return
     config, flags = cli.parse("evaluate", "Score a checkpoint on the tasks of a config.", extra=_flags)
     if not config.evaluation.tasks:
         raise UserError("config: evaluation.tasks is empty; add a TaskConfig(name, path)")
-    from mole_jax.evaluation.checkpoint import evaluate_checkpoint
-    from mole_jax.evaluation.report import score_table
+    from mole_jax.parallel import hosts
+
+    with hosts.joined(flags, preemptible=False):
+        from mole_jax.evaluation.checkpoint import evaluate_checkpoint
+        from mole_jax.evaluation.tables import aligned, score_rows
+        from mole_jax.weights.run import absolute
+
+        result = evaluate_checkpoint(config, flags.checkpoint, absolute(flags.workdir), base=flags.base)
+        if hosts.is_first():
+            print(aligned(score_rows(result)))
+
+
+def _flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a run's folder, a HF folder, a hub name or an adapter")
+    parser.add_argument("--workdir", required=True, help="folder for predictions, scores and the use of the experts")
+    parser.add_argument("--base", help="model that an adapter stands on; default: the one that it names")
+    _compare_flag(parser)
+    add_flags(parser)
+
+
+def _compare_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        COMPARE,
+        nargs=2,
+        metavar=("A", "B"),
+        help="instead of evaluating, compare two evaluations on the same questions: for each its --workdir or its "
+        "eval/step_N.json; needs no --config or --checkpoint, and --workdir only to write the table too",
+    )
+
+
+def _compare() -> None:
+    parser = cli.Parser(prog="python -m mole_jax.evaluate", allow_abbrev=False)
+    _compare_flag(parser)
+    parser.add_argument("--workdir")
+    flags = parser.parse_args()
+    from mole_jax.evaluation.compare import compare
     from mole_jax.weights.run import absolute
 
-    print(score_table(evaluate_checkpoint(config, flags.checkpoint, absolute(flags.workdir))))
+    found = compare(*flags.compare)
+    print(found.text())
+    if flags.workdir is not None:
+        found.write(absolute(flags.workdir))
 
 
 if __name__ == "__main__":

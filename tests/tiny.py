@@ -10,6 +10,7 @@ from mole_jax.config import (
     CheckpointConfig,
     Config,
     DataConfig,
+    DecodingConfig,
     DomainConfig,
     EvaluationConfig,
     MeshConfig,
@@ -50,9 +51,11 @@ def config(folder: Path, /, **sections) -> Config:
         mesh=MeshConfig(data=1),
         checkpoint=CheckpointConfig(every=2),
         evaluation=EvaluationConfig(
-            tasks=tuple(TaskConfig(name, str(folder / name / "test.json"), limit=4) for name in synthetic.DOMAINS[:2]),
+            tasks=tuple(
+                TaskConfig(name, str(folder / name / "test.json"), decoding=DecodingConfig(max_new_tokens=4), limit=4)
+                for name in synthetic.DOMAINS[:2]
+            ),
             batch_size=4,
-            max_new_tokens=4,
         ),
     )
     changed = {name: dataclasses.replace(getattr(base, name), **change) for name, change in sections.items()}

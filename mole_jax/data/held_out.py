@@ -3,30 +3,98 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from mole_jax.config import DataConfig, TaskConfig
 from mole_jax.data.batch import Batch, Row, empty_row, single_row, stack
+from mole_jax.data.conversation import Example
 from mole_jax.data.load import Layout, Loader, Source
 from mole_jax.data.stream import Ledger
 from mole_jax.data.tokenizer import Tokenizer
+from mole_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
     """A question to decode an answer for.
 
-    `tokens` end where the answer begins; `answer` is the last assistant turn, and earlier turns are in
-    the prompt.
+    `tokens` end where the answer begins: the last assistant turn is held back, earlier turns are in the prompt.
     """
 
     id: str
     tokens: Int[np.ndarray, " T"]
     images: UInt8[np.ndarray, "N H W 3"]
-    answer: str
+    references: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is known of a question without tokenising it or reading its images."""
+
+    id: str
+    text: str
+    """The last turn of the user, as the record has it."""
+    references: tuple[str, ...]
+
+
+class Questions(Sequence):
+    """The questions of a task by number, in the order of the file; tokens and pixels are made when asked for.
+
+    Attributes:
+      listed: what is known of each.
+      sha256: hash of what is asked and what is right: ids, turns, names (or bytes) of images, references.
+    """
+
+    def __init__(self, loader: Loader, total: int, suffix: str):
+        """Use `questions`."""
+        self._loader, self._suffix = loader, suffix
+        self.listed: list[Asked] = []
+        digest = hashlib.sha256()
+        for index in range(total):
+            example = loader.parse(0, index)
+            references = self._references(index, example)
+            asked = Asked(example.id, example.turns[-2].text, references)
+            self.listed.append(asked)
+            turns = [(turn.role, turn.text) for turn in example.turns[:-1]]
+            images = [hashlib.sha256(i).hexdigest() if isinstance(i, bytes) else i for i in example.images]
+            digest.update(json.dumps([example.id, turns, images, references]).encode())
+        self.sha256 = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def __getitem__(self, index: int) -> Question:
+        """Returns question `index`.
+
+        Raises:
+          UserError: the record cannot be used. Questions are never skipped, because that would change what a score
+            means.
+        """
+        asked = self.listed[index]
+        example, tokens = self._loader.question(0, index, self._suffix)
+        return Question(asked.id, tokens, self._loader.images(0, index, example), asked.references)
+
+    def _references(self, index: int, example: Example) -> tuple[str, ...]:
+        """Returns `answers` of the record where it has them, else its last turn."""
+        records = self._loader.sources[0].records
+        raw = records[index]
+        if "answers" not in raw:
+            return (example.turns[-1].text,)
+        found = raw["answers"]
+        several = found if isinstance(found, list | tuple) else ()
+        given = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
+        texts = tuple(text for text in given if isinstance(text, str))
+        if not texts or len(texts) < len(given):
+            raise UserError(
+                f"{records.file}: record {index} (id '{example.id}'), field answers: expected a list of texts, or of "
+                "objects with an answer, and at least one; fill it in, or leave it out to take the last turn"
+            )
+        return texts
 
 
 class HeldOut:
@@ -39,18 +107,17 @@ class HeldOut:
       skipped: records skipped so far by reason, as "task/id: message".
     """
 
-    def __init__(self, loader: Loader, ledger: Ledger, indices: range, batches: int, rows: int, domain_id: int):
+    def __init__(self, loader: Loader, ledger: Ledger, total: int, starts: range, rows: int, domain_id: int):
         """Use `held_out_batches`."""
-        self._loader, self._ledger, self._indices = loader, ledger, indices
-        self._batches, self._rows, self._domain_id = batches, rows, domain_id
+        self._loader, self._ledger, self._total = loader, ledger, total
+        self._starts, self._rows, self._domain_id = starts, rows, domain_id
 
     def __len__(self) -> int:
-        return self._batches
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in range(self._batches):
-            indices = self._indices[batch * self._rows : (batch + 1) * self._rows]
-            rows = [self._row(index) for index in indices]
+        for start in self._starts:
+            rows = [self._row(index) for index in range(start, min(start + self._rows, self._total))]
             yield stack(rows + [self._empty()] * (self._rows - len(rows)))
 
     @property
@@ -105,7 +172,8 @@ def held_out_batches(
       data: the training data's configuration.
       tokenizer, image_size, image_span, image_token_id: as in `Mixture.build`.
       rows: rows per batch of this process.
-      process_index, process_count: this process takes every process_count-th record.
+      process_index, process_count: this process takes its turn of `rows` records, so that the batches put together
+        are those of one process.
 
     Raises:
       UserError: the file cannot be read; while iterating, for a record that may not be skipped.
@@ -114,12 +182,12 @@ def held_out_batches(
     total = _limited(task, source)
     layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
     names = [domain.name for domain in data.domains]
-    most = -(-total // process_count)
+    first, step = process_index * rows, process_count * rows
     return HeldOut(
         Loader((source,), tokenizer, layout),
         Ledger(data.on_bad_record, data.on_too_long, ((task.name, total),)),
-        range(process_index, total, process_count),
-        batches=-(-most // rows),
+        total,
+        range(first, first + total, step),
         rows=rows,
         domain_id=names.index(task.name) if task.name in names else 0,
     )
@@ -133,22 +201,20 @@ def questions(
     image_size: int,
     image_span: int,
     image_token_id: int,
-) -> Iterator[Question]:
-    """Opens a task's file for decoding and returns its questions, read one at a time, in order.
+) -> Questions:
+    """Opens a task's file for decoding, and reads it through once without its images.
 
     Raises:
-      UserError: the file cannot be read; while iterating, for a record that cannot be used. Questions
-        are never skipped, because that would change what a score means.
+      UserError: the file cannot be read or holds a broken record; or the task's suffix would not be seen.
     """
     source = Source.open(task.name, task.path, task.image_root)
     layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
-    return _questions(Loader((source,), tokenizer, layout), _limited(task, source))
-
-
-def _questions(loader: Loader, total: int) -> Iterator[Question]:
-    for index in range(total):
-        example, tokens = loader.question(0, index)
-        yield Question(example.id, tokens, loader.images(0, index, example), example.turns[-1].text)
+    if task.suffix and layout.prompt.plain:
+        raise UserError(
+            f"task {task.name}: the prompt preset {layout.prompt.name} shows the model no question, so that its suffix "
+            "would not be seen; leave evaluation.tasks suffix out"
+        )
+    return Questions(Loader((source,), tokenizer, layout), _limited(task, source), task.suffix)
 
 
 def _limited(task: TaskConfig, source: Source) -> int:

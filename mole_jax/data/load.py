@@ -139,12 +139,13 @@ class Loader:
         except UserError as error:
             raise RecordProblem(BAD_RECORD, str(error), f"{source.name}/{index}") from None
 
-    def question(self, domain: int, index: int) -> tuple[Example, Int[np.ndarray, " T"]]:
-        """Returns the record and the prompt of its last question; raises `RecordProblem`."""
+    def question(self, domain: int, index: int, suffix: str = "") -> tuple[Example, Int[np.ndarray, " T"]]:
+        """Returns the record and the prompt of its last question, `suffix` after it; raises `RecordProblem`."""
         example, layout = self.parse(domain, index), self.layout
+        *earlier, last = example.turns[:-1]
         try:
             tokens = encode_prompt(
-                example.turns[:-1],
+                [*earlier, dataclasses.replace(last, text=last.text + suffix)],
                 self.tokenizer,
                 layout.prompt,
                 image_span=layout.image_span,

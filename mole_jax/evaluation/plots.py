@@ -86,7 +86,9 @@ def scores(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[
         for x, y, top in zip(at, height, ends[:, 1], strict=True):
             axes.text(x, max(y, top) + 1.5, f"{y:.1f}", ha="center", fontsize=9)
     metrics = sorted({str(task["metric"]) for task in [*before.values(), *after.values()] if task.get("metric")})
-    axes.set(title="Score by task, with 95 % intervals", ylabel=f"score (%): {', '.join(metrics)}", ylim=(0, 109))
+    axes.set(title="Score by task, with 95 % intervals", ylabel=f"score (%): {', '.join(metrics)}")
+    # CIDEr goes beyond 100.
+    axes.set_ylim(0, max(109, 1.09 * axes.get_ylim()[1]))
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(0, 101, 20))
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))

@@ -20,9 +20,9 @@ from etils import epath
 
 from mole_jax.errors import UserError
 from mole_jax.evaluation import plots
+from mole_jax.evaluation.tables import ABSENT, SUM, Rows, aligned, number, score, scored
 
 _EXPERT_KEY = re.compile(r"router/use/(?P<domain>.+)/expert(?P<expert>\d+)")
-_ABSENT = "-"
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -32,7 +32,6 @@ td:not(:first-child) { font-variant-numeric: tabular-nums; } img { max-width: 10
 """
 
 Tasks = Mapping[str, Mapping[str, Any]]
-Rows = Sequence[Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Run:
     config: Mapping[str, Any] | None
     metrics: Sequence[Mapping[str, Any]]
     before: Tasks
-    """Tasks of the evaluation before the first step."""
+    """Tasks of the evaluation before the first step, and Tiny LVLM-eHub's abilities (`tables.scored`)."""
     after: Tasks
-    """Tasks of the last evaluation after it."""
+    """Those of the last evaluation after it."""
     after_step: int | None
     expert_use: Mapping[str, Any] | None
     data_report: Any
@@ -57,7 +56,7 @@ def read_run(workdir: os.PathLike[str] | str) -> Run:
     if not folder.exists():
         raise UserError(f"{workdir}: there is no such run folder")
     evaluations = [_read(path) for path in (folder / "eval").glob("step_*.json")] if (folder / "eval").exists() else []
-    by_step = {int(found["step"]): found["tasks"] for found in evaluations if found is not None}
+    by_step = {int(found["step"]): scored(found) for found in evaluations if found is not None}
     last = max(by_step, default=0)
     metrics = _read_lines(folder / "metrics.jsonl")
     return Run(
@@ -75,22 +74,7 @@ def read_run(workdir: os.PathLike[str] | str) -> Run:
 def summary_table(workdir: os.PathLike[str] | str) -> str:
     """The scores and held-out losses before and after training, a plain text table of one line per task."""
     rows = _score_rows(read_run(workdir))
-    return _aligned(rows) if len(rows) > 1 else "no evaluation was made"
-
-
-def score_table(result: Mapping[str, Any]) -> str:
-    """What one evaluation (`Evaluator.run`) found, a plain text table of one line per task."""
-    rows = [["task", "metric", "questions", "score", "loss"]]
-    for name, task in result["tasks"].items():
-        known = [str(task.get("metric") or _ABSENT), str(task.get("questions", _ABSENT))]
-        rows.append([name, *known, _score(task), _number(task.get("loss"), ".3f")])
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return aligned(rows) if len(rows) > 1 else "no evaluation was made"
 
 
 def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
@@ -157,8 +141,9 @@ def _page(run: Run, pictures: Mapping[str, bytes], absent: Sequence[str]) -> str
 
 
 def _scores_plot(run: Run) -> bytes | None:
-    tasks = [*run.before.values(), *run.after.values()]
-    return plots.scores(run.before, run.after) if any(task.get("score") is not None for task in tasks) else None
+    before, after = ({name: task for name, task in tasks.items() if name != SUM} for tasks in (run.before, run.after))
+    scores = [task.get("score") for task in (*before.values(), *after.values())]
+    return plots.scores(before, after) if any(score is not None for score in scores) else None
 
 
 def _score_rows(run: Run) -> list[list[str]]:
@@ -170,25 +155,13 @@ def _score_rows(run: Run) -> list[list[str]]:
         rows.append(
             [
                 name,
-                str(known.get("metric") or _ABSENT),
-                str(known.get("questions", _ABSENT)),
-                *(_score(task) for task in (before, after)),
-                *(_number(task.get("loss"), ".3f") for task in (before, after)),
+                str(known.get("metric") or ABSENT),
+                str(known.get("questions", ABSENT)),
+                *(score(task) for task in (before, after)),
+                *(number(task.get("loss"), ".3f") for task in (before, after)),
             ]
         )
     return rows
-
-
-def _score(task: Mapping[str, Any]) -> str:
-    if task.get("score") is None:
-        return _ABSENT
-    interval = task.get("interval")
-    reach = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
-    return f"{100 * task['score']:.1f} %{reach}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return _ABSENT if value is None else format(value, form)
 
 
 def _speed(run: Run) -> str:
@@ -227,7 +200,7 @@ def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
 
 def _text(value: Any) -> str:
     if value is None:
-        return _ABSENT
+        return ABSENT
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

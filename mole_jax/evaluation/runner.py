@@ -1,10 +1,11 @@
-"""Held-out loss and greedy scores of a model, task by task."""
+"""Held-out loss and scores of a model, task by task."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,15 +16,22 @@ from flax import nnx
 
 from mole_jax.config import Config, TaskConfig
 from mole_jax.data.conversation import PROMPTS
-from mole_jax.data.held_out import Question, held_out_batches, questions
+from mole_jax.data.held_out import Question, Questions, held_out_batches, questions
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
-from mole_jax.evaluation.metrics import METRIC_VERSIONS, METRICS, aggregate, bootstrap_interval
+from mole_jax.evaluation.answers import Answers, write_whole
+from mole_jax.evaluation.metrics import bootstrap_interval, by_ability, check_references, score_answers, score_of
+from mole_jax.evaluation.pins import fingerprint, pins
+from mole_jax.evaluation.tables import markdown, score_rows
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
-from mole_jax.parallel.sharding import put_batch
+from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
-from mole_jax.serving.sampler import Prompt, Sampler, answer_text
+from mole_jax.serving.sampler import Prompt, Sampler, ending
+
+READERS = 8
+"""Threads that decode the images of the next questions while the model answers."""
 
 
 def result_file(workdir: epath.Path, step: int) -> epath.Path:
@@ -33,7 +41,10 @@ def result_file(workdir: epath.Path, step: int) -> epath.Path:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model on the tasks of a config."""
+    """Evaluates a model on the tasks of a config.
+
+    On several hosts every process calls it alike, with a `workdir` that they share; the first one writes.
+    """
 
     config: Config
     arch: LlavaArchitecture
@@ -43,47 +54,68 @@ class Evaluator:
     step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
     """`mole_jax.training.step.Forward.evaluation_step`, jitted."""
 
-    def run(self, workdir: epath.Path, step: int, params: Tree, frozen: Tree, *, generate: bool) -> dict[str, Any]:
-        """Evaluates all tasks and writes ``eval/step_<step>.json``, predictions beside it and the use of the experts.
+    def run(
+        self, workdir: epath.Path, step: int, params: Tree, frozen: Tree, *, generate: bool, strict: bool = False
+    ) -> dict[str, Any]:
+        """Evaluates all tasks and writes ``eval/step_<step>.json``, a table and the predictions beside it, and the use
+        of the experts.
+
+        Questions that a killed evaluation has answered in `workdir` are not asked again.
+
+        Args:
+            workdir: the run's folder, or any other.
+            step: of the checkpoint.
+            params, frozen: the model's arrays.
+            generate: also answer the questions and score.
+            strict: refuse to begin anew where answers in `workdir` are of another model or other settings.
 
         Returns:
-            ``{"step": step, "tasks": {name: {"loss", "answer_tokens", "score", "interval", "metric",
-            "metric_version", "questions"}}}``: loss is nats per answer token, score the mean of the metric over
-            questions; a metric with more numbers (`aggregate`) adds them by their names.
+            ``{"step": step, "tasks": {name: {"loss", "answer_tokens", "score", "interval", "metric", "questions",
+            "pins"}}, "abilities": {…}}``: loss is nats per answer token, score that of the metric; a metric with more
+            numbers (`score_answers`) adds them by their names. `abilities` has Tiny LVLM-eHub's numbers (`by_ability`).
 
         Raises:
-            UserError: a task's file cannot be read, or holds a broken record.
+            UserError: a task's file cannot be read, or holds a broken record; or, with `strict`, `workdir` has answers
+                of another evaluation.
         """
         tasks: dict[str, dict[str, Any]] = {}
         use: dict[str, list] = {}
+        abilities: dict[Any, list[float]] = {}
+        weights = fingerprint(self.config, self.arch, self.mesh, params, frozen) if generate else ""
+        folder = result_file(workdir, step).with_suffix("")
+        lines: dict[str, str] = {}
         for task in self.config.evaluation.tasks:
             loss, tokens, counts = self.held_out(task, params, frozen)
             tasks[task.name] = {"loss": loss, "answer_tokens": tokens, "score": None}
             if counts.size:
                 use[task.name] = (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).tolist()
             if generate:
-                tasks[task.name] |= self.score(task, params, frozen, workdir / "eval" / f"step_{step:08d}")
-        result = {"step": step, "tasks": tasks}
-        if jax.process_index() == 0:
-            (workdir / "eval").mkdir(parents=True, exist_ok=True)
-            if use:
-                experts = {"domains": list(use), "use": list(use.values())}
-                (workdir / "eval" / "expert_use.json").write_text(json.dumps(experts))
-            result_file(workdir, step).write_text(json.dumps(result, indent=1))
+                asked = self.questions(task)
+                pinned = pins(self.config, self.arch, task, asked, weights)
+                answers = Answers(partial_file(folder, task), pinned, strict=strict)
+                self.answer(task, asked, answers, params, frozen)
+                scores, numbers = self.score(task, asked, answers.texts)
+                tasks[task.name] |= {**numbers, "questions": len(asked), "metric": task.metric, "pins": pinned}
+                lines[task.name] = _prediction_lines(asked, answers.texts, scores)
+                if task.ability is not None:
+                    abilities.setdefault(task.ability, []).extend(scores)
+        result = {"step": step, "tasks": tasks} | ({"abilities": by_ability(abilities)} if abilities else {})
+        if hosts.is_first():
+            self._write(workdir, result, lines, use)
         return result
 
     def held_out(self, task: TaskConfig, params: Tree, frozen: Tree) -> tuple[float, int, np.ndarray]:
         """Returns loss in nats per answer token, answer tokens, and tokens sent to each expert (L, E)."""
+        shards = batch_shards(self.mesh)
+        rows = -(-self.config.evaluation.batch_size // shards) * shards
+        index, count = reader(self.mesh)
         batches = held_out_batches(
             task,
             self.config.data,
-            tokenizer=self.tokenizer,
-            image_size=self.arch.vision.image_size,
-            image_span=self.arch.image_span,
-            image_token_id=self.arch.image_token_id,
-            rows=self._rows() // jax.process_count(),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self._encoding(),
+            rows=rows // count,
+            process_index=index,
+            process_count=count,
         )
         total, tokens, use = 0.0, 0.0, np.zeros((0, 0))
         with jax.set_mesh(self.mesh):
@@ -99,52 +131,106 @@ class Evaluator:
             )
         return total / tokens, int(tokens), use
 
-    def score(self, task: TaskConfig, params: Tree, frozen: Tree, folder: epath.Path) -> dict[str, Any]:
-        """Answers every question greedily, writes the predictions and returns their score with a 95 % interval."""
-        asked = list(
-            questions(
-                task,
-                self.config.data,
-                tokenizer=self.tokenizer,
-                image_size=self.arch.vision.image_size,
-                image_span=self.arch.image_span,
-                image_token_id=self.arch.image_token_id,
-            )
-        )
-        answers = self._sampler(asked)(params, frozen, [Prompt(one.tokens, one.images) for one in asked])
-        stop = PROMPTS[self.config.data.prompt].stop_text
-        texts = [answer_text(self.tokenizer, answer, stop) for answer in answers]
-        scores = [METRICS[task.metric](text, [one.answer]) for text, one in zip(texts, asked, strict=True)]
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            lines = [
-                json.dumps({"id": one.id, "prediction": text, "reference": one.answer, "score": score})
-                for one, text, score in zip(asked, texts, scores, strict=True)
-            ]
-            (folder / f"{task.name}.jsonl").write_text("\n".join(lines) + "\n")
-        numbers = aggregate(task.metric, texts, [[one.answer] for one in asked])
-        return {
-            **numbers,
-            "interval": list(bootstrap_interval(scores, seed=self.config.seed)),
-            "metric": task.metric,
-            "metric_version": METRIC_VERSIONS[task.metric],
-            "questions": len(asked),
-        }
+    def questions(self, task: TaskConfig) -> Questions:
+        """Opens the questions of a task.
 
-    def _sampler(self, asked: list[Question]) -> Sampler:
-        settings = self.config.evaluation
-        return Sampler(
+        Raises:
+            UserError: they cannot be read, or the metric cannot use a reference or lacks a library; all of it is told
+                before the first question is asked.
+        """
+        asked = questions(task, self.config.data, **self._encoding())
+        for number, one in enumerate(asked.listed):
+            try:
+                check_references(task.metric, one.references)
+            except UserError as error:
+                raise UserError(f"{task.path}: record {number} (id '{one.id}'): {error}") from None
+        return asked
+
+    def answer(self, task: TaskConfig, asked: Questions, answers: Answers, params: Tree, frozen: Tree) -> None:
+        """Answers those of the questions that `answers` does not hold yet, and adds them to it batch by batch."""
+        begin, size = len(answers.texts), self.config.evaluation.batch_size
+        hosts.agree(f"task {task.name} in a workdir that all share", {"questions": asked.sha256, "answers": begin})
+        sampler = Sampler(
             self.graph,
             self.mesh,
-            batch_size=self._rows(),
-            images_per_row=max(1, max(len(one.images) for one in asked)),
-            image_size=self.arch.vision.image_size,
-            max_new_tokens=settings.max_new_tokens,
+            batch_size=size,
             eos_id=self.tokenizer.eos_id,
             dtype=jnp.dtype(self.config.model.compute_dtype),
+            decoding=ending(task.decoding, PROMPTS[self.config.data.prompt]),
+            tokenizer=self.tokenizer,
         )
+        weights = sampler.weights(params, frozen)
+        most, room = task.decoding.max_new_tokens, self.arch.decoder.max_position
+        for batch in _read_ahead(asked, begin, size):
+            for number, one in batch:
+                if len(one.tokens) + most > room:
+                    raise UserError(
+                        f"{task.path}: record {number} (id '{one.id}'): the question has {len(one.tokens)} tokens and "
+                        f"the answer may have {most}, the model has room for {room} together; shorten it or lower "
+                        f"decoding.max_new_tokens of task {task.name}"
+                    )
+            prompts = [Prompt(one.tokens, one.images, number) for number, one in batch]
+            answers.add([one.id for _, one in batch], sampler.answers(weights, {}, prompts))
 
-    def _rows(self) -> int:
-        """The batch size, rounded up to what the mesh divides."""
-        shards = batch_shards(self.mesh)
-        return -(-self.config.evaluation.batch_size // shards) * shards
+    def score(self, task: TaskConfig, asked: Questions, texts: Sequence[str]) -> tuple[list[float], dict[str, Any]]:
+        """Returns the score of each question, and those of the task with a 95 % interval."""
+        rows, numbers = score_answers(task.metric, texts, [one.references for one in asked.listed])
+        interval = bootstrap_interval(rows, seed=self.config.seed, metric=task.metric)
+        return score_of(task.metric, rows).tolist(), {**numbers, "interval": list(interval)}
+
+    def _encoding(self) -> dict[str, Any]:
+        return {
+            "tokenizer": self.tokenizer,
+            "image_size": self.arch.vision.image_size,
+            "image_span": self.arch.image_span,
+            "image_token_id": self.arch.image_token_id,
+        }
+
+    def _write(self, workdir: epath.Path, result: dict[str, Any], lines: dict[str, str], use: dict[str, list]) -> None:
+        """Writes everything; the result itself last, since its being there means that all is."""
+        file = result_file(workdir, result["step"])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for name, content in lines.items():
+            write_whole(predictions_file(file, name), content)
+        if use:
+            experts = {"domains": list(use), "use": list(use.values())}
+            write_whole(workdir / "eval" / "expert_use.json", json.dumps(experts))
+        write_whole(file.with_suffix(".md"), markdown(score_rows(result)))
+        write_whole(file, json.dumps(result, indent=1))
+        for task in self.config.evaluation.tasks:
+            partial_file(file.with_suffix(""), task).unlink(missing_ok=True)
+
+
+def predictions_file(result: epath.Path, task: str) -> epath.Path:
+    """Returns where the predictions of a task are, beside a `result_file`."""
+    return result.with_suffix("") / f"{task}.jsonl"
+
+
+def partial_file(folder: epath.Path, task: TaskConfig) -> epath.Path:
+    """Returns where the answers of a task are until all tasks are evaluated."""
+    return folder / f"{task.name}.partial.jsonl"
+
+
+def _prediction_lines(asked: Questions, texts: Sequence[str], scores: Sequence[float]) -> str:
+    """Returns a JSON line for each question."""
+    return "".join(
+        json.dumps(
+            {"id": one.id, "question": one.text, "prediction": text, "references": one.references, "score": score}
+        )
+        + "\n"
+        for one, text, score in zip(asked.listed, texts, scores, strict=True)
+    )
+
+
+def _read_ahead(asked: Questions, begin: int, size: int) -> Iterator[list[tuple[int, Question]]]:
+    """Yields the questions from `begin` on with their numbers, `size` at a time, reading the next while one is used."""
+    with ThreadPoolExecutor(READERS) as pool:
+
+        def submit(start: int) -> list[tuple[int, Future[Question]]]:
+            numbers = range(start, min(start + size, len(asked)))
+            return [(number, pool.submit(asked.__getitem__, number)) for number in numbers]
+
+        waiting = submit(begin)
+        for start in range(begin + size, len(asked) + size, size):
+            batch, waiting = waiting, submit(start)
+            yield [(number, question.result()) for number, question in batch]

@@ -71,6 +71,12 @@ def test_processes_have_the_same_number_of_batches_and_share_the_records(task, t
     assert names == [["photos/photos0", "photos/photos2", "photos/photos4"], ["photos/photos1", "photos/photos3"]]
 
 
+def test_batches_of_all_processes_put_together_are_those_of_one(task, tokenizer):
+    whole = [batch.record_ids for batch in _batches(task, tokenizer, rows=4)]
+    parts = [_batches(task, tokenizer, rows=2, process_index=p, process_count=2) for p in range(2)]
+    assert [a.record_ids + b.record_ids for a, b in zip(*parts, strict=True)] == whole
+
+
 def test_the_limit_is_respected(task, tokenizer):
     limited = dataclasses.replace(task, limit=3)
     assert sum(len(batch.record_ids[i]) for batch in _batches(limited, tokenizer) for i in range(2)) == 3
@@ -93,7 +99,7 @@ def test_a_question_keeps_earlier_turns_and_holds_the_last_answer_back(tmp_path,
     raw["conversations"] += [{"from": "human", "value": "Its colour?"}, {"from": "gpt", "value": "Brown."}]
     task = TaskConfig("photos", write(tmp_path, "t", [raw]))
     (question,) = questions(task, DATA, tokenizer=tokenizer, **MODEL)
-    assert (question.id, question.answer) == ("a", "Brown.")
+    assert (question.id, question.references) == ("a", ("Brown.",))
     text = tokenizer.decode(question.tokens)
     assert text.endswith("Its colour? ASSISTANT:")
     assert "ASSISTANT: A dog." in text
@@ -107,3 +113,55 @@ def test_an_unusable_question_stops_even_where_training_would_skip(tmp_path, tok
     data = dataclasses.replace(DATA, on_bad_record="skip")
     with pytest.raises(UserError, match=r"t\.json: record 0 \(id 'a'\), field image: image 'none\.png' does not exist"):
         list(questions(task, data, tokenizer=tokenizer, **MODEL))
+
+
+def test_a_suffix_goes_after_the_last_question(tmp_path, tokenizer):
+    raw = record("a", "What?", "A dog.", write_image(tmp_path, "a.png", (9, 8, 7)))
+    raw["conversations"] += [{"from": "human", "value": "Its colour?"}, {"from": "gpt", "value": "Brown."}]
+    task = TaskConfig("photos", write(tmp_path, "t", [raw]), suffix="\nOne word.")
+    (question,) = questions(task, DATA, tokenizer=tokenizer, **MODEL)
+    assert tokenizer.decode(question.tokens).endswith("Its colour?\nOne word. ASSISTANT:")
+    with pytest.raises(UserError, match=r"task photos: the prompt preset plain shows the model no question"):
+        questions(task, dataclasses.replace(DATA, prompt="plain"), tokenizer=tokenizer, **MODEL)
+
+
+@pytest.mark.parametrize(
+    ("answers", "references"),
+    [
+        (["brown", "dark brown"], ("brown", "dark brown")),
+        ([{"answer": "brown", "answer_confidence": "yes", "answer_id": 1}, {"answer": "red"}], ("brown", "red")),
+        (None, ("Brown.",)),
+    ],
+)
+def test_a_record_may_have_several_answers(tmp_path, tokenizer, answers, references):
+    raw = record("a", "Its colour?", "Brown.") | ({} if answers is None else {"answers": answers})
+    task = TaskConfig("photos", write(tmp_path, "t", [raw]))
+    (question,) = questions(task, DATA, tokenizer=tokenizer, **MODEL)
+    assert question.references == references
+
+
+@pytest.mark.parametrize("answers", [[], "brown", [1], [{"text": "brown"}], ["brown", None], {"answer": "brown"}])
+def test_answers_of_another_kind_are_refused(tmp_path, tokenizer, answers):
+    task = TaskConfig("photos", write(tmp_path, "t", [record("a") | {"answers": answers}]))
+    with pytest.raises(UserError, match=r"t\.json: record 0 \(id 'a'\), field answers: expected a list of texts"):
+        questions(task, DATA, tokenizer=tokenizer, **MODEL)
+
+
+def test_the_hash_is_of_what_is_asked_and_what_is_right(tmp_path, tokenizer):
+    raw = record("a", "Its colour?", "Brown.")
+
+    def hash_of(*records):
+        task = TaskConfig("photos", write(tmp_path, "t", list(records)))
+        return questions(task, DATA, tokenizer=tokenizer, **MODEL).sha256
+
+    first = hash_of(raw)
+    assert hash_of(raw | {"source": "elsewhere"}) == first
+    others = [
+        hash_of(record("b", "Its colour?", "Brown.")),
+        hash_of(record("a", "Its size?", "Brown.")),
+        hash_of(record("a", "Its colour?", "Red.")),
+        hash_of(raw | {"answers": ["Brown.", "Red."]}),
+        hash_of(record("a", "Its colour?", "Brown.", write_image(tmp_path, "a.png", (9, 8, 7)))),
+        hash_of(raw, raw),
+    ]
+    assert len({first, *others}) == 7

@@ -10,20 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mole_jax.config import TaskConfig
+from mole_jax.evaluation import metrics
 from mole_jax.evaluation.metrics import (
     ABILITIES,
     METRIC_VERSIONS,
     METRICS,
-    aggregate,
+    SET_METRICS,
     bootstrap_interval,
+    by_ability,
     paired_bootstrap,
+    score_answers,
+    score_of,
 )
 
 
 def test_metrics_are_named_as_in_the_config():
     names = typing.get_args(typing.get_type_hints(TaskConfig)["metric"])
-    assert list(names) == list(METRICS) == list(METRIC_VERSIONS)
-    assert all(METRICS[name].__name__ == name for name in names)
+    assert list(names) == [*METRICS, *SET_METRICS] == list(METRIC_VERSIONS)
+    assert all((METRICS | SET_METRICS)[name].__name__ == name for name in names)
     assert all(isinstance(version, str) and version for version in METRIC_VERSIONS.values())
 
 
@@ -36,47 +40,42 @@ def test_scores_are_from_0_to_1_and_the_reference_is_right(name, prediction, tru
     assert METRICS[name](prediction, []) == 0
 
 
-def test_aggregate_is_the_mean():
-    numbers = aggregate("anls", ["abcd", "abcx", "zzzz"], [["abcd"], ["abcd"], ["abcd"]])
+def test_the_score_is_the_mean():
+    rows, numbers = score_answers("anls", ["abcd", "abcx", "zzzz"], [["abcd"], ["abcd"], ["abcd"]])
     assert numbers == {"score": pytest.approx((1 + 0.75 + 0) / 3)}
+    assert score_of("anls", rows).tolist() == [1, 0.75, 0]
 
 
-def test_aggregate_adds_what_a_metric_has_besides():
-    pope = aggregate("yes_no", ["yes", "yes", "no"], [["yes"], ["no"], ["no"]])
+def test_what_a_metric_has_besides():
+    pope = score_answers("yes_no", ["yes", "yes", "no"], [["yes"], ["no"], ["no"]])[1]
     assert set(pope) == {"score", "accuracy", "precision", "recall", "f1", "yes_ratio"}
     assert pope["score"] == pope["accuracy"] == pytest.approx(2 / 3)
     assert pope["yes_ratio"] == pytest.approx(2 / 3)
-    closed = aggregate("llava_med_closed", ["yes", "no"], [["yes"], ["yes"]])
+    closed = score_answers("llava_med_closed", ["yes", "no"], [["yes"], ["yes"]])[1]
     assert closed == {"score": 0.5, "as_released": 1.0}
-    assert aggregate("open_recall", ["a b b"], [["b c"]]) == {"score": 0.5, "as_released": pytest.approx(2 / 3)}
+    assert score_answers("open_recall", ["a b b"], [["b c"]])[1] == {"score": 0.5, "as_released": pytest.approx(2 / 3)}
 
 
-def test_aggregate_sums_the_abilities():
+def test_abilities_are_means_and_their_sum():
     # Two questions of the first ability, so that the sum of the means is not the mean of the scores times five.
-    abilities = [ABILITIES[0], *ABILITIES]
-    said = ["cat", "dog", "cat", "cat", "dog", "cat"]
-    numbers = aggregate("contains", said, [["cat"]] * 6, abilities=abilities)
     means = [0.5, 1, 1, 0, 1]
-    assert numbers["ability_sum"] == pytest.approx(sum(means))
+    scores = {name: [float(mean)] for name, mean in zip(ABILITIES, means, strict=True)}
+    scores[ABILITIES[0]] = [1.0, 0.0]
+    numbers = by_ability(scores)
+    assert numbers["ability_sum"] == pytest.approx(3.5)
     assert [numbers[f"ability/{name}"] for name in ABILITIES] == means
-    assert numbers["score"] == pytest.approx(4 / 6)
 
 
-def test_aggregate_has_no_sum_without_all_five():
-    numbers = aggregate("contains", ["cat"], [["cat"]], abilities=[ABILITIES[2]])
-    assert numbers == {"score": 1, f"ability/{ABILITIES[2]}": 1}
+def test_there_is_no_sum_without_all_five():
+    assert by_ability({ABILITIES[2]: [1.0]}) == {f"ability/{ABILITIES[2]}": 1}
 
 
-def test_aggregate_refuses_nonsense():
+def test_scoring_refuses_nonsense():
     with pytest.raises(ValueError, match="did you mean 'exact_match'"):
-        aggregate("exactmatch", ["a"], [["a"]])
+        score_answers("exactmatch", ["a"], [["a"]])
     for predictions, references in ([], []), (["a"], []):
         with pytest.raises(ValueError, match="lists of references"):
-            aggregate("anls", predictions, references)
-    with pytest.raises(ValueError, match="1 questions and 2 abilities"):
-        aggregate("contains", ["a"], [["a"]], abilities=ABILITIES[:2])
-    with pytest.raises(ValueError, match="did you mean 'visual_reasoning'"):
-        aggregate("contains", ["a"], [["a"]], abilities=["reasoning"])
+            score_answers("anls", predictions, references)
 
 
 def test_interval_has_the_width_of_the_normal_approximation():
@@ -103,7 +102,7 @@ def test_interval_of_fractional_and_constant_scores():
     assert 0.4 < low < 0.5 < high < 0.6
 
 
-@pytest.mark.parametrize(("scores", "level"), [([], 0.95), ([[1.0]], 0.95), ([1.0], 0), ([1.0], 95)])
+@pytest.mark.parametrize(("scores", "level"), [([], 0.95), ([[[1.0]]], 0.95), ([1.0], 0), ([1.0], 95)])
 def test_interval_refuses_nonsense(scores, level):
     with pytest.raises(ValueError, match="bootstrap_interval"):
         bootstrap_interval(scores, seed=0, level=level)
@@ -150,8 +149,15 @@ def test_p_is_small_as_often_as_it_says():
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "level"), [([], [], 0.95), ([1.0], [1.0, 0.0], 0.95), ([[1.0]], [[1.0]], 0.95), ([1.0], [0.0], 1)]
+    ("a", "b", "level"), [([], [], 0.95), ([1.0], [1.0, 0.0], 0.95), ([[1.0]], [[1.0, 0.0]], 0.95), ([1.0], [0.0], 1)]
 )
 def test_paired_bootstrap_refuses_nonsense(a, b, level):
     with pytest.raises(ValueError, match="paired_bootstrap"):
         paired_bootstrap(a, b, seed=0, level=level)
+
+
+def test_memory_of_the_resamples_is_bounded_and_does_not_matter(monkeypatch):
+    values = np.random.default_rng(3).random(500)
+    whole = bootstrap_interval(values, seed=0)
+    monkeypatch.setattr(metrics, "_MOST_DRAWN", 500 * 7)
+    assert bootstrap_interval(values, seed=0) == whole
