@@ -15,6 +15,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
     _flags += " --xla_force_host_platform_device_count=8"
+if "xla_backend_optimization_level" not in _flags:
+    # Most of the suite's time is compiling programs that run once; unoptimised ones compile in less than half of it.
+    _flags += " --xla_backend_optimization_level=0"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One worker per core is the rule, so a pool of threads in each would only make them wait for each other.
     if "xla_cpu_multi_thread_eigen" not in _flags:

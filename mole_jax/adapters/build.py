@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mole_jax.adapters import grouping
 from mole_jax.adapters.experts import Experts
 from mole_jax.adapters.lora import LoRA
 from mole_jax.adapters.router import Router
@@ -27,6 +28,14 @@ class Adapters:
             return None
         return Router(declare, width, config.experts, bias=config.router_bias, gradient=config.router_gradient)
 
+    def groups(self, tokens: int) -> bool:
+        """Returns whether so many tokens are to be sorted by expert."""
+        config = self.config
+        if config.expert_path == "auto":
+            possible = config.router_gradient != "dense" and config.expert_sharding != "all_to_all"
+            return possible and grouping.pays(config.experts * config.rank, tokens)
+        return config.expert_path == "grouped"
+
     def projection(
         self, declare: Declare, target: str, d_in: int, d_out: int, axes: tuple[str, str]
     ) -> LoRA | Experts | None:
@@ -44,5 +53,7 @@ class Adapters:
                 rank=config.rank,
                 alpha=config.alpha,
                 dropout=config.dropout,
+                gradient=config.router_gradient,
+                movement=config.expert_sharding,
             )
         return LoRA(declare, d_in, d_out, axes, rank=config.rank, alpha=config.alpha, dropout=config.dropout)

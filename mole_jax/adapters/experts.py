@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from typing import Literal
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mole_jax.adapters import expert_sharding, grouping
 from mole_jax.adapters.lora import LoRA
+from mole_jax.adapters.router import Routing
+from mole_jax.config import RouterGradient
+from mole_jax.parallel import region
 from mole_jax.parameters import Declare
 
 
@@ -28,15 +36,70 @@ class Experts(LoRA):
         rank: int,
         alpha: float,
         dropout: float,
+        gradient: RouterGradient = "straight_through",
+        movement: Literal["auto", "gather", "all_to_all"] = "auto",
     ):
-        """`rank` is that of one expert; for the rest see `LoRA`."""
-        super().__init__(declare, d_in, d_out, axes, rank=experts * rank, alpha=experts * alpha, dropout=dropout)
-        self.experts = experts
+        """`rank` is that of one expert; `gradient` and `movement` are `AdapterConfig`'s; for the rest see `LoRA`."""
+        super().__init__(
+            declare,
+            d_in,
+            d_out,
+            axes,
+            rank=experts * rank,
+            alpha=experts * alpha,
+            dropout=dropout,
+            rank_axis="expert",
+        )
+        self.experts, self.gradient, self.movement = experts, gradient, movement
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Array, "B S I"], gates: Float[Array, "B S E"], key: PRNGKeyArray | None = None
+        self, x: Float[Array, "B S I"], routing: Routing, keep: Bool[Array, "B S I"] | None = None
     ) -> Float[Array, "B S O"]:
         """Returns the gated sum of the experts' deltas in the type of `x`."""
-        h = self.down(x, key)
-        blocks = h.reshape(*h.shape[:-1], self.experts, -1) * gates[..., None].astype(h.dtype)
-        return self.up(blocks.reshape(h.shape))
+        x = self.drop(x, keep)
+        a, b = self.a[...], self.b[...]
+        gates = routing.gates.astype(x.dtype)
+        if region.expert_devices() == 1:
+            return self.delta(x, a, b, gates, routing)
+        if routing.groups is not None or self.moves(x, a, b) == "gather":
+            return self.delta(x, *expert_sharding.whole_experts(a, b), gates, routing)
+        x, gates = expert_sharding.all_tokens(x, gates)
+        return expert_sharding.own_tokens(self.masked(x, a, b, region.own_experts(gates)))
+
+    def moves(self, x: Array, a: Array, b: Array) -> expert_sharding.Movement:
+        """Returns what travels between the devices that share the experts."""
+        if self.movement == "gather" or self.movement == "all_to_all":
+            return self.movement
+        devices = region.expert_devices()
+        return expert_sharding.traffic(
+            a.shape[0],
+            b.shape[1],
+            a.shape[1] * devices,
+            x.shape[0] * x.shape[1],
+            devices,
+            weight_bytes=a.dtype.itemsize,
+            token_bytes=x.dtype.itemsize,
+        ).cheaper
+
+    def delta(self, x: Array, a: Array, b: Array, gates: Array, routing: Routing) -> Float[Array, "B S O"]:
+        if routing.groups is None:
+            return self.masked(x, a, b, gates)
+        delta = grouping.grouped(
+            x,
+            a.astype(x.dtype),
+            b.astype(x.dtype),
+            gates,
+            routing.choice,
+            routing.groups.sizes,
+            all_gates=self.gradient == "straight_through",
+        )
+        return delta * self.scale
+
+    def masked(
+        self, x: Float[Array, "B S I"], a: Float[Array, "I e*R"], b: Float[Array, "e*R O"], gates: Float[Array, "B S e"]
+    ) -> Float[Array, "B S O"]:
+        h = x @ a.astype(x.dtype)
+        # A product with ones instead of a reshape to (e, R): so small dims at the end cost a TPU layout changes.
+        blocks = jnp.repeat(jnp.eye(gates.shape[-1], dtype=x.dtype), h.shape[-1] // gates.shape[-1], axis=1)
+        spread = jnp.matmul(gates, blocks, precision=jax.lax.Precision.HIGHEST)
+        return ((h * spread) @ b.astype(x.dtype)) * self.scale

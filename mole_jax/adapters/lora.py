@@ -5,17 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mole_jax.parameters import AdapterParam, Declare, kaiming_uniform, zeros
-
-
-def dropout(x: Float[Array, "*S"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*S"]:
-    """Zeroes each element with probability `rate` and rescales the rest; the identity without a key."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
 class LoRA(nnx.Module):
@@ -35,21 +27,27 @@ class LoRA(nnx.Module):
         rank: int,
         alpha: float,
         dropout: float,
+        rank_axis: str = "rank",
     ):
         """`axes` are the names of the projection's input and output axis."""
         declare = declare.of(AdapterParam)
-        self.a = declare((d_in, rank), (axes[0], "rank"), kaiming_uniform, decay=True)
-        self.b = declare((rank, d_out), ("rank", axes[1]), zeros, decay=True)
+        self.a = declare((d_in, rank), (axes[0], rank_axis), kaiming_uniform, decay=True)
+        self.b = declare((rank, d_out), (rank_axis, axes[1]), zeros, decay=True)
         self.scale = alpha / rank
         self.dropout = dropout
 
-    def __call__(self, x: Float[Array, "B S I"], key: PRNGKeyArray | None = None) -> Float[Array, "B S O"]:
-        """Returns the delta in the type of `x`; `key` turns dropout on."""
-        return self.up(self.down(x, key))
+    def keep(self, key: PRNGKeyArray | None, rows: int, length: int) -> Bool[Array, "B S I"] | None:
+        """Returns which elements of an input dropout keeps; None, for all of them, without a key."""
+        if key is None or self.dropout == 0:
+            return None
+        # 16 bits an element are half the work of `bernoulli`'s 32; the rate is right to 8e-6.
+        bits = jax.random.bits(key, (rows, length, self.a.shape[-2]), jnp.uint16)
+        return bits >= round(self.dropout * 2**16)
 
-    def down(self, x: Float[Array, "B S I"], key: PRNGKeyArray | None) -> Float[Array, "B S R"]:
-        x = dropout(x, self.dropout, key)
-        return x @ self.a[...].astype(x.dtype)
+    def __call__(self, x: Float[Array, "B S I"], keep: Bool[Array, "B S I"] | None = None) -> Float[Array, "B S O"]:
+        """Returns the delta in the type of `x`; `keep` turns dropout on."""
+        return (self.drop(x, keep) @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype)) * self.scale
 
-    def up(self, h: Float[Array, "B S R"]) -> Float[Array, "B S O"]:
-        return (h @ self.b[...].astype(h.dtype)) * self.scale
+    def drop(self, x: Float[Array, "B S I"], keep: Bool[Array, "B S I"] | None) -> Float[Array, "B S I"]:
+        """Zeroes what is not kept and rescales the rest; the identity without `keep`."""
+        return x if keep is None else jnp.where(keep, x / (1 - self.dropout), jnp.zeros_like(x))

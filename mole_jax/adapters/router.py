@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mole_jax.adapters.grouping import Groups
 from mole_jax.config import RouterGradient
 from mole_jax.parameters import Declare, RouterParam, kaiming_uniform, zeros
 
@@ -22,6 +23,8 @@ class Routing(NamedTuple):
     """Softmax of the logits."""
     choice: Float[Array, "B S E"]
     """One-hot of the most probable expert."""
+    groups: Groups | None = None
+    """How the tokens are sorted by expert, where they are."""
 
 
 def route(logits: Float[Array, "B S E"], gradient: RouterGradient) -> Routing:
@@ -51,8 +54,8 @@ class Router(nnx.Module):
 
     def __init__(self, declare: Declare, width: int, experts: int, *, bias: bool, gradient: RouterGradient):
         declare = declare.of(RouterParam)
-        self.kernel = declare((width, experts), ("width", "expert"), kaiming_uniform, decay=True)
-        self.bias = declare((experts,), ("expert",), zeros) if bias else None
+        self.kernel = declare((width, experts), ("width", "width"), kaiming_uniform, decay=True)
+        self.bias = declare((experts,), ("width",), zeros) if bias else None
         self.gradient: RouterGradient = gradient
 
     def __call__(self, x: Float[Array, "B S D"]) -> Routing:

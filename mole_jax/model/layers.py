@@ -10,16 +10,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from mole_jax.parallel.region import GATHERED
 from mole_jax.parameters import Declare, normal, ones, zeros
 
 Remat = Literal["none", "dots", "full"]
 
 
 def rematerialised(layer: Callable, remat: Remat) -> Callable:
-    """Returns a layer scan's body whose backward pass recomputes nothing, all but matrix products, or everything."""
-    if remat == "none":
-        return layer
-    saveable = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    """Returns a layer scan's body whose backward pass recomputes nothing, all but matrix products, or everything.
+
+    Parameters that a layer has gathered are always gathered again: to keep them would undo their being split.
+    """
+    policies = jax.checkpoint_policies
+    saveable = {
+        "none": policies.save_anything_except_these_names(GATHERED),
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "full": policies.nothing_saveable,
+    }[remat]
     # Inside a scan the body is compiled once, so nothing can undo the rematerialisation.
     return jax.checkpoint(layer, policy=saveable, prevent_cse=False)
 

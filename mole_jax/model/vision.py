@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.model.architecture import VisionArchitecture
 from mole_jax.model.layers import LayerNorm, Linear, Remat, attention, rematerialised
+from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Declare, VisionParam, normal
 
 
@@ -100,4 +101,5 @@ class VisionTower(nnx.Module):
         patches = jnp.einsum("nhpwqc,pqcd->nhwd", grid, self.patch_embedding[...].astype(dtype))
         tokens = patches.reshape(pixels.shape[0], side * side, -1)
         first = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (tokens.shape[0], 1, tokens.shape[-1]))
-        return jnp.concatenate([first, tokens], axis=1) + self.position_embedding[...].astype(dtype)
+        positions = constrain(self.position_embedding[...], None, None)
+        return jnp.concatenate([first, tokens], axis=1) + positions.astype(dtype)

@@ -7,44 +7,82 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 
 from mole_jax.config import MeshConfig
 from mole_jax.errors import UserError
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "expert", "tensor")
+"""From the axis that talks least to the one that talks most: neighbouring devices share the last."""
+
+BATCH = ("data", "fsdp", "expert")
+"""Mesh axes that split the rows of a batch."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Returns a mesh over the first ``data * fsdp`` devices; a `data` of -1 takes all that are left.
+    """Returns a mesh over the first ``data * fsdp * expert * tensor`` devices; a `data` of -1 takes all that are left.
+
+    With `slices` > 1 the devices of a slice stay together: only `data` reaches over the slow network between slices.
 
     Raises:
-        UserError: the axes need more devices than there are, or do not divide them.
+        UserError: the axes need more devices than there are, do not divide them, or do not fit the slices.
     """
-    devices = jax.devices() if devices is None else devices
-    if config.data == -1 and len(devices) % config.fsdp:
-        divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        best = min(divisors, key=lambda n: abs(n - config.fsdp))
-        raise UserError(
-            f"config: mesh.fsdp {config.fsdp} does not divide the {len(devices)} devices there are; "
-            f"set mesh.fsdp to {best}, or mesh.data to a number"
-        )
-    shape = (len(devices) // config.fsdp if config.data == -1 else config.data, config.fsdp)
+    devices = jax.devices() if devices is None else list(devices)
+    inner = {axis: getattr(config, axis) for axis in AXES[1:]}
+    shape = (_left_for_data(inner, len(devices)) if config.data == -1 else config.data, *inner.values())
     count = math.prod(shape)
+    asked = " x ".join(f"mesh.{a} {n}" for a, n in zip(AXES, shape, strict=True) if n > 1 or a == "data")
     if count > len(devices):
         raise UserError(
-            f"config: mesh.data {shape[0]} x mesh.fsdp {shape[1]} needs {count} devices, there are {len(devices)}; "
+            f"config: {asked} needs {count} devices, there are {len(devices)}; "
             f"lower one of them, or set mesh.data to -1 to take what is there"
         )
     if count < len(devices) and jax.process_count() > 1:
         raise UserError(
-            f"config: mesh.data {shape[0]} x mesh.fsdp {shape[1]} leaves {len(devices) - count} of {len(devices)} "
-            "devices idle, which several hosts cannot do; set mesh.data to -1"
+            f"config: {asked} leaves {len(devices) - count} of {len(devices)} devices idle, "
+            "which several hosts cannot do; set mesh.data to -1"
         )
-    return jax.make_mesh(
-        shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES), devices=list(devices)[:count]
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    if config.slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices[:count])
+    if shape[0] % config.slices:
+        raise UserError(
+            f"config: mesh.slices {config.slices} does not divide mesh.data {shape[0]}, the only axis that reaches "
+            f"over slices; the nearest that does is {nearest_divisor(shape[0], config.slices)}"
+        )
+    # TPUs and recent GPU clients number the slices (on GPUs: the hosts joined by NVLink); elsewhere a host is a slice.
+    numbered = len({getattr(device, "slice_index", 0) for device in devices}) > 1
+    found = len({device.slice_index if numbered else device.process_index for device in devices})
+    if found != config.slices:
+        raise UserError(f"config: mesh.slices is {config.slices}, the devices form {found}; set mesh.slices to {found}")
+    grid: np.ndarray = mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // config.slices, *shape[1:]),
+        (config.slices, 1, 1, 1),
+        devices,
+        process_is_granule=not numbered,
     )
+    return jax.sharding.Mesh(grid, AXES, axis_types=auto)
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Returns the largest divisor of `number` up to `wanted`."""
+    return max(n for n in range(1, min(number, wanted) + 1) if number % n == 0)
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """Returns into how many parts a batch is split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def _left_for_data(inner: dict[str, int], devices: int) -> int:
+    left = devices
+    for axis, size in reversed(inner.items()):
+        if left % size:
+            of = f"the {devices} devices there are" if left == devices else f"the {left} devices that the others leave"
+            raise UserError(
+                f"config: mesh.{axis} {size} does not divide {of}; "
+                f"set mesh.{axis} to {nearest_divisor(left, size)}, or mesh.data to a number"
+            )
+        left //= size
+    return left

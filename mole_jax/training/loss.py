@@ -16,7 +16,8 @@ def token_losses(decoder: Decoder, hidden: Float[Array, "B S D"], targets: Int[A
     """Returns the negative log-likelihood of each target, in nats, float32.
 
     Logits are made, used and dropped (also by the backward pass) a chunk of the sequence at a time: at
-    S = 2048 and V = 32,000 the whole of them would take 250 MiB per row.
+    S = 2048 and V = 32,000 the whole of them would take 250 MiB per row. On a mesh with a tensor axis a device
+    holds its part of the vocabulary.
     """
     length = hidden.shape[1]
     chunks = next(n for n in range(1, length + 1) if length % n == 0 and length // n <= CHUNK)
@@ -24,7 +25,8 @@ def token_losses(decoder: Decoder, hidden: Float[Array, "B S D"], targets: Int[A
     @jax.checkpoint
     def losses(hidden: Array, targets: Array) -> Array:
         logits = decoder.logits(hidden)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        # Picked by comparison and not by index: each device of the tensor axis looks at its part of the vocabulary.
+        chosen = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0).sum(axis=-1)
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 
     if chunks == 1:

@@ -13,7 +13,7 @@ from mole_jax.adapters.build import Adapters
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
-from mole_jax.parallel.sharding import parameter_sharding
+from mole_jax.parallel.sharding import check_whole, parameter_sharding
 from mole_jax.parameters import Parameter, declared, group_of, streams
 from mole_jax.weights.source import Source
 
@@ -45,6 +45,9 @@ class ModelSpec:
             dtype = jnp.float32 if group_of(parameter) in trainable else jnp.dtype(frozen_dtype)
             return jax.ShapeDtypeStruct(parameter.shape, dtype, sharding=parameter_sharding(path, parameter, mesh))
 
+        heads = {"attention heads": self.arch.decoder.heads, "key-value heads": self.arch.decoder.kv_heads}
+        check_whole(mesh, "tensor", heads | {"attention heads of the vision tower": self.arch.vision.heads})
+        check_whole(mesh, "expert", {"experts (adapter.experts)": self.adapter.experts})
         return {path: leaf(path, parameter) for path, parameter in self.declarations.items()}
 
     def initial(self, abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from mole_jax.adapters.balance import RouterUse, balance_loss_sum
 from mole_jax.config import Config
 from mole_jax.model.llava import Llava
-from mole_jax.parallel.sharding import split_rows
+from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Parameter, Tree
 from mole_jax.training.loss import token_losses
 from mole_jax.training.optimizer import Schedule, scale_by_group
@@ -151,7 +151,7 @@ class StepMaker:
 
         def cut(x: Array) -> Array:
             # Row i goes to piece i mod pieces, so that every device keeps its own rows.
-            return split_rows(jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), axis=1)
+            return constrain(jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), None, "batch")
 
         def add(total, piece_and_key):
             return jax.tree.map(jnp.add, total, gradient(params, *piece_and_key)), None

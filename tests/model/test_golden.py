@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from mole_jax.config import AdapterConfig, MeshConfig
+from mole_jax.config import AdapterConfig, DecodingConfig, MeshConfig
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import unflatten
 from mole_jax.serving.sampler import Prompt, Sampler
@@ -90,28 +88,17 @@ def test_greedy_continuation_is_that_of_transformers(golden):
     """Also with other prompts of unequal length in the batch, padded and sharded."""
     prompt = golden.expected["generate_prompt"][0].astype(np.int32)
     expected = golden.expected["generated"][0, len(prompt) :].tolist()
-    # The sampler takes 8-bit images; these pixels are random and already normalised, so they go in as they are.
+    # These pixels are random and already normalised, so they go in as they are.
     image = np.asarray(golden.pixels[:1])
-    sampler = FloatImages(
+    sampler = Sampler(
         golden.spec.graph,
         golden.mesh,
         batch_size=4,
-        images_per_row=1,
-        image_size=golden.arch.vision.image_size,
-        max_new_tokens=16,
         eos_id=golden.arch.decoder.eos_id,
         dtype=jnp.dtype("float32"),
+        decoding=DecodingConfig(max_new_tokens=16),
     )
     short = prompt[: np.argmax(prompt == golden.arch.image_token_id)]
     prompts = [Prompt(short, image[:0]), Prompt(prompt, image), Prompt(np.tile(prompt[-7:], 12), image[:0])]
     assert sampler(golden.leaves, {}, prompts)[1] == expected
     assert sampler(golden.leaves, {}, [prompts[1]]) == [expected]
-
-
-class FloatImages(Sampler):
-    def _pad(self, prompts):
-        arrays = super()._pad([dataclasses.replace(p, images=p.images[:0]) for p in prompts])
-        images = np.zeros(arrays["images"].shape, np.float32)
-        for row, prompt in enumerate(prompts):
-            images[row, : len(prompt.images)] = prompt.images
-        return {**arrays, "images": images}

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from mole_jax.adapters.build import Adapters
+from mole_jax.adapters.lora import LoRA
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import PRESETS, RopeScaling
 from mole_jax.model.llava import Llava
@@ -132,11 +133,10 @@ def test_llama3_rope_scaling_by_its_definition():
 
 
 def test_dropout_needs_a_key_and_keeps_the_mean():
-    from mole_jax.adapters.lora import dropout
-
-    x = jnp.ones((200, 200))
-    np.testing.assert_array_equal(dropout(x, 0.3, None), x)
-    dropped = dropout(x, 0.3, jax.random.key(1))
-    kept = np.asarray(dropped != 0)
-    assert abs(kept.mean() - 0.7) < 0.02
-    np.testing.assert_allclose(dropped[kept], 1 / 0.7, rtol=1e-6)
+    lora = LoRA(Declare(AdapterParam, streams(0)), 200, 3, ("embed", "embed"), rank=2, alpha=2, dropout=0.3)
+    assert lora.keep(None, 4, 50) is None
+    keep = lora.keep(jax.random.key(1), 4, 50)
+    assert keep.shape == (4, 50, 200)
+    assert abs(float(keep.mean()) - 0.7) < 0.02
+    x = jnp.ones((4, 50, 200))
+    np.testing.assert_allclose(lora.down(x, keep), jnp.where(keep, 1 / 0.7, 0) @ lora.a[...], rtol=1e-5)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mole_jax.config import GROUPS, AdapterConfig, MeshConfig, OptimizerConfig
+from mole_jax.config import GROUPS, AdapterConfig, OptimizerConfig
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch
 from mole_jax.parameters import cut, flatten, group_of
@@ -19,6 +17,7 @@ from mole_jax.training.state import ModelSpec, place
 from mole_jax.weights.source import open_base
 from tests import tiny
 
+FOUR_EXPERTS = {"experts": 4}
 FINE = {"atol": 1e-6, "rtol": 1e-5}
 
 
@@ -84,17 +83,24 @@ class Trainer:
 @pytest.fixture(scope="module")
 def one_device(data, batch):
     """On one device, undivided: metrics and gradients of the first step, metrics of the second."""
-    trainer = Trainer(tiny.config(data))
+    trainer = Trainer(tiny.config(data, adapter=FOUR_EXPERTS))
     return trainer(batch), trainer.gradients(), trainer(batch)
 
 
 @pytest.mark.parametrize(
     ("mesh", "accumulation"),
-    [((1, 1), 4), ((8, 1), 1), ((2, 4), 1), ((2, 2), 2)],
-    ids=["accumulated", "data8", "data2_fsdp4", "data2_fsdp2_accumulated"],
+    [
+        ({"data": 1}, 4),
+        ({"data": 8}, 1),
+        ({"data": 2, "fsdp": 4}, 1),
+        ({"data": 1, "fsdp": 8}, 1),
+        ({"data": 4, "tensor": 2}, 1),
+        ({"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}, 2),
+    ],
+    ids=lambda value: "_".join(f"{axis}{n}" for axis, n in value.items()) if isinstance(value, dict) else str(value),
 )
 def test_devices_and_pieces_give_the_update_of_one_large_batch(data, batch, one_device, mesh, accumulation):
-    trainer = Trainer(tiny.config(data, mesh={"data": mesh[0], "fsdp": mesh[1]}, train={"accumulation": accumulation}))
+    trainer = Trainer(tiny.config(data, adapter=FOUR_EXPERTS, mesh=mesh, train={"accumulation": accumulation}))
     first, gradients, second = one_device
     output = trainer(batch)
     np.testing.assert_allclose(output["total_loss"], first["total_loss"], rtol=1e-5)
@@ -221,27 +227,3 @@ def test_optimizer_equals_adamw_of_optax(data):
     updates = scale_by_group(ours.update(grads, ours.init(params), params)[0], jnp.ones(()), config, spec.declarations)
     expected, _ = theirs.update(grads, theirs.init(params), params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FINE), updates, expected)
-
-
-def test_an_impossible_mesh_is_refused_with_the_nearest_possible():
-    from mole_jax.errors import UserError
-
-    with pytest.raises(UserError, match=r"mesh\.fsdp 3 does not divide the 8 devices .* set mesh\.fsdp to 2"):
-        make_mesh(MeshConfig(fsdp=3))
-    with pytest.raises(UserError, match=r"needs 16 devices, there are 8"):
-        make_mesh(MeshConfig(data=4, fsdp=4))
-
-
-def test_batch_and_parameters_that_the_mesh_does_not_divide_are_refused(data):
-    from mole_jax.errors import UserError
-    from mole_jax.parallel.sharding import check_rows
-
-    with pytest.raises(UserError, match=r"batch_rows 12 does not divide .* the nearest that does is 16"):
-        check_rows(12, 1, make_mesh(MeshConfig(data=8)))
-    config = tiny.config(data, adapter={"kind": "mole"})
-    arch = open_base(config.model, 0).architecture
-    odd = dataclasses.replace(arch, decoder=dataclasses.replace(arch.decoder, width=36, head_dim=8))
-    with pytest.raises(
-        UserError, match=r"mesh\.fsdp 8 does not divide axis 'embed' \(36\) of parameter .*; the nearest"
-    ):
-        ModelSpec.of(odd, config.adapter).abstract(make_mesh(MeshConfig(data=1, fsdp=8)), (), "float32")
