@@ -6,21 +6,26 @@ import argparse
 
 from mole_jax import cli
 from mole_jax.errors import run_door
+from mole_jax.parallel.launch import add_flags
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, help="folder of the run (a path or gs://…); the same command run again resumes"
     )
+    add_flags(parser)
 
 
 def main() -> None:
     config, flags = cli.parse("train", "Finetune a LLaVA on a mixture of domains.", extra=_flags)
     # Heavy imports wait until the command line is known to be right; data workers do without them.
-    from mole_jax.training.loop import train
-    from mole_jax.weights.run import absolute
+    from mole_jax.parallel import hosts
 
-    train(config, absolute(flags.workdir))
+    with hosts.joined(flags, preemptible=True):
+        from mole_jax.training.loop import train
+        from mole_jax.weights.run import absolute
+
+        train(config, absolute(flags.workdir))
 
 
 if __name__ == "__main__":

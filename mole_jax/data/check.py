@@ -107,7 +107,7 @@ def preview(data: DataConfig, loader: Loader, count: int, *, seed: int) -> Itera
     """Yields the first `count` usable examples that training would draw, as `show` writes them."""
     records = [len(source.records) for source in loader.sources]
     shares = mixing.proportions(data, mixing.domain_sizes(data, records))
-    keys = mixing.draws(data, records, shares, seed=seed, process_index=0, process_count=1)
+    keys = mixing.draws(data, records, shares, seed=seed)
     shown = 0
     for i in itertools.count():
         # Where hardly anything is usable, looking on would never end.

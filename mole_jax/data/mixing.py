@@ -57,25 +57,16 @@ def chosen_records(domain: DomainConfig, records: int, seed: int) -> Sequence[in
     return sorted(generator.choice(records, domain.cap, replace=False).tolist())
 
 
-def draws(
-    data: DataConfig,
-    records: Sequence[int],
-    shares: Sequence[int],
-    *,
-    seed: int,
-    process_index: int,
-    process_count: int,
-) -> grain.MapDataset:
-    """Returns the endless sequence of (domain, record) that one process draws.
+def draws(data: DataConfig, records: Sequence[int], shares: Sequence[int], *, seed: int) -> grain.MapDataset:
+    """Returns the endless sequence of draws, each a (domain, record).
 
-    There is one order of draws, in which every domain is shuffled anew in each of its passes. Of each
-    `process_count` neighbouring draws every process gets one (`deal`).
+    Every domain is shuffled anew in each of its passes.
     """
     parents = []
     for domain, count in zip(data.domains, records, strict=True):
         order = grain.MapDataset.source(chosen_records(domain, count, seed))
         parents.append(order.shuffle(seed=_seed(seed, domain.name, "order")).repeat())
-    return _Mixed(parents, shares, seed, process_index, process_count)
+    return _Mixed(parents, shares)
 
 
 class _Mixed(grain.MapDataset):
@@ -84,42 +75,38 @@ class _Mixed(grain.MapDataset):
     grain's own `mix` cuts the ratios to about one percent; this one is exact over `sum(shares)` draws.
     """
 
-    def __init__(
-        self, parents: Sequence[grain.MapDataset], shares: Sequence[int], seed: int, process: int, processes: int
-    ):
+    def __init__(self, parents: Sequence[grain.MapDataset], shares: Sequence[int]):
         super().__init__(parents)
         self._orders: list[Any] = list(parents)
         self._shares = tuple(shares)
-        self._seed, self._process, self._processes = seed, process, processes
 
     def __len__(self) -> int:
-        return sys.maxsize // self._processes
+        return sys.maxsize
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        draw = deal(index, self._seed, self._process, self._processes)
-        parent, position = interleave(draw, self._shares)
+        parent, position = interleave(index, self._shares)
         return parent, self._orders[parent][position]
 
 
-def deal(index: int, seed: int, process: int, processes: int) -> int:
-    """Returns which draw is the `index`-th of a process.
+def deal(index: int, seed: int, shard: int, shards: int) -> int:
+    """Returns which draw is the `index`-th of a shard.
 
-    Draws are dealt out in rounds, each beginning at another process, chosen by the seed. Dealing them in
-    a fixed turn would give one process only one domain where their number fits (two domains of equal
-    weight and two processes).
+    Draws are dealt out in rounds, each beginning at another shard, chosen by the seed. Dealing them in
+    a fixed turn would give one shard only one domain where their number fits (two domains of equal
+    weight and two shards).
     """
-    if processes == 1:
+    if shards == 1:
         return index
     digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
-    return index * processes + (process + int.from_bytes(digest)) % processes
+    return index * shards + (shard + int.from_bytes(digest)) % shards
 
 
-def dealt(total: int, seed: int, process: int, processes: int) -> int:
-    """Returns how many of the first `total` draws a process gets."""
-    rounds = total // processes
-    return rounds + (deal(rounds, seed, process, processes) < total)
+def dealt(total: int, seed: int, shard: int, shards: int) -> int:
+    """Returns how many of the first `total` draws a shard gets."""
+    rounds = total // shards
+    return rounds + (deal(rounds, seed, shard, shards) < total)
 
 
 def interleave(index: int, shares: Sequence[int]) -> tuple[int, int]:

@@ -1,26 +1,29 @@
-"""The endless training mixture: domains in, packed batches out, exact to resume."""
+"""The training mixture: domains in, packed batches out, exact to resume, the same on any number of hosts."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from mole_jax.config import DataConfig
 from mole_jax.data import mixing
-from mole_jax.data.batch import Batch, stack
+from mole_jax.data.batch import Batch, Row, empty_row, stack
 from mole_jax.data.load import Layout, Loader, Source
-from mole_jax.data.stream import ExampleStream, Ledger, packed, row_of
+from mole_jax.data.packing import Packer, row_of
+from mole_jax.data.stream import Ledger, Reader, Stream
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+MOST_SHARDS = 16
+"""Shards without `data.shards`: as many hosts can read without reading more than their share."""
 
 
 class Mixture:
-    """Iterates over `Batch` without end.
+    """Iterates over `Batch`.
 
     An epoch is as many draws as the domains that are drawn have records, after `cap` and times `repeat`
     (`examples_per_epoch`). How an epoch divides among the domains depends on `data.mix`: by `size`, each
@@ -28,26 +31,44 @@ class Mixture:
     weight / sum of weights of the draws, whatever its size; by `temperature`, size ** (1 / temperature)
     over the sum of those. Ratios are of draws (examples), and exact; skipped records count as drawn.
 
-    Packing runs across epochs: the rows of an endless stream never end with an epoch, so a run of
-    `count_rows(e)` rows sees what e epochs draw, except that at its end up to `data.packing_bins` open
-    rows may hold examples that a longer run would have given out next, in place of examples from
-    beyond the epoch. Within the stream nothing is lost.
+    The draws are dealt out to shards, as many whatever number of hosts there is. Each shard packs its own and
+    fills as many rows of every batch, the rows of shard 0 first. So the batches of a run do not depend on the
+    hosts, and the place in it is that of the shards.
 
-    With several processes each builds its own mixture with its `process_index`, and has its own state.
+    With `epochs` exactly so many epochs are given out, every draw once; a shard that is done leaves its rows empty
+    until all are (`count_batches`), and then all rows are. Without, it has no end.
     """
 
     def __init__(
-        self, data: DataConfig, loader: Loader, *, seed: int, rows: int, process_index: int, process_count: int
+        self,
+        data: DataConfig,
+        loader: Loader,
+        *,
+        seed: int,
+        rows: int,
+        epochs: float | None = None,
+        part: int = 0,
+        parts: int = 1,
     ):
         """Use `Mixture.build`."""
-        self._data, self._loader, self._seed, self._rows = data, loader, seed, rows
-        self._process_index, self._process_count = process_index, process_count
+        self._data, self._loader, self._seed = data, loader, seed
+        self._shards = shard_count(data, rows)
+        self._rows_each = rows // self._shards
+        begin, end = rows * part // parts, rows * (part + 1) // parts
+        self._own = range(begin // self._rows_each, -(-end // self._rows_each))
+        skipped_rows = self._own.start * self._rows_each
+        self._keep = slice(begin - skipped_rows, end - skipped_rows)
         self._records = [len(source.records) for source in loader.sources]
         self._sizes = mixing.domain_sizes(data, self._records)
         self._shares = mixing.proportions(data, self._sizes)
+        self._total = None if epochs is None else round(epochs * self.examples_per_epoch)
         self._ledger = self._new_ledger()
-        self._packer = self._pack(loader, self._ledger, process_index)
-        self._reset_counts()
+        self._reader, self._streams = self._open(loader, self._ledger)
+        self._counts = {
+            shard: {"rows": np.zeros((), np.int64)}
+            | {name: np.zeros(len(self._records), np.int64) for name in ("examples", "tokens", "supervised")}
+            for shard in self._own
+        }
 
     @classmethod
     def build(
@@ -60,23 +81,25 @@ class Mixture:
         image_span: int,
         image_token_id: int,
         rows: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        epochs: float | None = None,
+        part: int = 0,
+        parts: int = 1,
     ) -> Mixture:
         """Opens the domains of `data`.
 
         Args:
           data: the mixture.
-          seed: of the order, the caps and the packing.
+          seed: of the order and the caps.
           tokenizer: of the model.
           image_size: side of the vision tower's input, in pixels.
           image_span: positions that one image takes in a row.
           image_token_id: id at those positions.
-          rows: rows per batch of this process.
-          process_index, process_count: which share of the draws is this process's.
+          rows: rows per batch, over all hosts.
+          epochs: where the mixture ends; None: nowhere.
+          part, parts: it gives out the `part`-th of `parts` equal parts of every batch's rows.
 
         Raises:
-          UserError: a domain cannot be opened, or no image fits into a row.
+          UserError: a domain cannot be opened, no image fits into a row, or `data.shards` does not divide the rows.
         """
         if image_span >= data.sequence_length:
             raise UserError(
@@ -86,12 +109,17 @@ class Mixture:
         sources = tuple(Source.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
         layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
         loader = Loader(sources, tokenizer, layout)
-        return cls(data, loader, seed=seed, rows=rows, process_index=process_index, process_count=process_count)
+        return cls(data, loader, seed=seed, rows=rows, epochs=epochs, part=part, parts=parts)
 
     @property
     def examples_per_epoch(self) -> int:
-        """Draws in one epoch, over all processes: sum of round(capped records * repeat) over drawn domains."""
+        """Draws in one epoch, over all shards: sum of round(capped records * repeat) over drawn domains."""
         return mixing.epoch_examples(self._sizes, self._shares)
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """How many shards this part reads, and of how many."""
+        return len(self._own), self._shards
 
     @property
     def skipped(self) -> dict[str, list[str]]:
@@ -102,27 +130,43 @@ class Mixture:
         return self
 
     def __next__(self) -> Batch:
-        """Returns the next batch; raises `UserError` for a record that may not be skipped."""
-        pad_id = self._loader.tokenizer.pad_id
-        batch = stack([row_of(next(self._packer), pad_id) for _ in range(self._rows)])
-        self._count(batch)
-        return batch
+        """Returns (this part of) the next batch; raises `UserError` for a record that may not be skipped."""
+        batch = stack([self._row(stream) for stream in self._streams.values() for _ in range(self._rows_each)])
+        for i, shard in enumerate(self._own):
+            self._count(shard, batch, slice(i * self._rows_each, (i + 1) * self._rows_each))
+        if self._keep == slice(0, len(batch.tokens)):
+            return batch
+        arrays = {name: array[self._keep] for name, array in batch.arrays().items()}
+        return Batch(**arrays, record_ids=batch.record_ids[self._keep])
+
+    def _row(self, stream: Stream) -> Row:
+        layout, pad_id = self._loader.layout, self._loader.tokenizer.pad_id
+        shape: dict[str, int] = {"length": layout.sequence_length, "image_slots": layout.images_per_row}
+        if (packed := next(stream, None)) is None:
+            return empty_row(**shape, image_size=layout.image_size, pad_id=pad_id)
+        return row_of(packed, **shape, pad_id=pad_id)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the place after the last batch, as plain JSON values.
 
-        It does not depend on `data.workers`. Nothing that was read ahead is in it.
+        It does not depend on `data.workers`. Nothing that was read ahead is in it. With several parts it is of the
+        shards of this one; `merged` joins those of all.
         """
         return {
             "version": STATE_VERSION,
             "mixture": self._identity(),
-            "packer": self._packer.get_state(),
+            "shards": {
+                str(shard): stream.get_state()
+                | {"counts": {name: n.tolist() for name, n in self._counts[shard].items()}}
+                for shard, stream in self._streams.items()
+            },
             "skipped": self._ledger.get_state(),
-            "counts": {name: values.tolist() for name, values in self._counts.items()},
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a place that `get_state` gave: the batches from there on are the same, bit for bit.
+        """Goes to a place that `get_state` or `merged` gave: the batches from there on are the same, bit for bit.
+
+        The parts may be others than those that the state comes from.
 
         Raises:
           UserError: the state is of another mixture; the message names what differs.
@@ -140,51 +184,59 @@ class Mixture:
                     "cannot be continued; restore the setting or start a new run"
                 )
         self._ledger.set_state(state["skipped"])
-        self._counts = {name: np.asarray(values, np.int64) for name, values in state["counts"].items()}
-        self._restart(state["packer"])
+        for shard, stream in self._streams.items():
+            place = state["shards"][str(shard)]
+            stream.set_state(place)
+            self._counts[shard] = {name: np.array(n, np.int64) for name, n in place["counts"].items()}
+        self._reader.seek({shard: state["shards"][str(shard)]["taken"] for shard in self._own})
 
-    def count_rows(self, epochs: float) -> int:
-        """Returns the exact number of rows into which `epochs` epochs are packed, by packing them.
+    def count_batches(self) -> int:
+        """Returns the exact number of batches that `epochs` make, as far as the shards of this part go.
 
-        Every record drawn is read and tokenised, its images checked but not decoded. With several
-        processes it is the smallest number any of them gets, so that all agree.
+        They are packed to be counted: every record drawn is read and tokenised, its images checked but not decoded.
+        The most that any part gets is the number of batches that give out all there is.
 
         Raises:
           UserError: as iterating would.
         """
-        total = round(epochs * self.examples_per_epoch)
-        loader = dataclasses.replace(self._loader, decode=False)
-        counts = []
-        for process in range(self._process_count):
-            examples = mixing.dealt(total, self._seed, process, self._process_count)
-            packer = self._pack(loader, self._new_ledger(), process, limit=examples)
-            counts.append(sum(1 for _ in packer))
-            packer.close()
-        return min(counts)
+        assert self._total is not None, "a mixture without end has no number of batches"
+        reader, streams = self._open(dataclasses.replace(self._loader, decode=False), self._new_ledger())
+        rows, left = dict.fromkeys(streams, 0), set(streams)
+        while left:
+            # In turns, so that little waits in the reader that they share.
+            for shard in sorted(left):
+                if next(streams[shard], None) is None:
+                    left.remove(shard)
+                else:
+                    rows[shard] += 1
+        reader.close()
+        return max(-(-number // self._rows_each) for number in rows.values())
 
-    def report(self) -> dict[str, Any]:
-        """Returns what was handed out so far, by this process.
+    def report(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Returns what was handed out up to a `state` of this mixture.
 
-        `fill_rate` is the share of positions that are not padding. For each domain: `records` in its
-        file, `share_expected` and `share_of_examples`, `share_of_tokens` really drawn, `examples`,
+        `fill_rate` is the share of positions that are not padding, in rows that are not empty. For each domain:
+        `records` in its file, `share_expected` and `share_of_examples`, `share_of_tokens` really drawn, `examples`,
         `tokens` (image positions too), `supervised_tokens`, and `skipped` records by reason.
         """
-        counts, names = self._counts, [domain.name for domain in self._data.domains]
-        tokens = int(counts["tokens"].sum())
-        domains = {}
-        for i, name in enumerate(names):
-            entries = [reason for (domain, _), (reason, _) in self._ledger.entries.items() if domain == i]
-            domains[name] = {
+        shards = [shard["counts"] for shard in state["shards"].values()]
+        examples, of_tokens, supervised = (
+            np.sum([counts[name] for counts in shards], axis=0) for name in ("examples", "tokens", "supervised")
+        )
+        tokens, domains = int(of_tokens.sum()), {}
+        for i, domain in enumerate(self._data.domains):
+            reasons = [reason for number, _, reason, _ in state["skipped"] if number == i]
+            domains[domain.name] = {
                 "records": self._records[i],
-                "examples": int(counts["examples"][i]),
-                "tokens": int(counts["tokens"][i]),
-                "supervised_tokens": int(counts["supervised"][i]),
+                "examples": int(examples[i]),
+                "tokens": int(of_tokens[i]),
+                "supervised_tokens": int(supervised[i]),
                 "share_expected": self._shares[i] / sum(self._shares),
-                "share_of_examples": int(counts["examples"][i]) / max(1, int(counts["examples"].sum())),
-                "share_of_tokens": int(counts["tokens"][i]) / max(1, tokens),
-                "skipped": {reason: entries.count(reason) for reason in dict.fromkeys(entries)},
+                "share_of_examples": int(examples[i]) / max(1, int(examples.sum())),
+                "share_of_tokens": int(of_tokens[i]) / max(1, tokens),
+                "skipped": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
             }
-        rows = int(counts["rows"][0])
+        rows = sum(counts["rows"] for counts in shards)
         return {
             "examples_per_epoch": self.examples_per_epoch,
             "rows": rows,
@@ -194,33 +246,23 @@ class Mixture:
 
     def close(self) -> None:
         """Stops the readers and worker processes; iterating on starts them again at the same place."""
-        self._restart(self._packer.get_state())
+        self._reader.close()
 
-    def _restart(self, place: dict[str, Any]) -> None:
-        self._packer.close()
-        self._packer = self._pack(self._loader, self._ledger, self._process_index)
-        self._packer.set_state(place)
-
-    def _pack(self, loader: Loader, ledger: Ledger, process: int, limit: int | None = None) -> grain.DatasetIterator:
+    def _open(self, loader: Loader, ledger: Ledger) -> tuple[Reader, dict[int, Stream]]:
         data = self._data
-        keys = mixing.draws(
-            data,
-            self._records,
-            self._shares,
-            seed=self._seed,
-            process_index=process,
-            process_count=self._process_count,
-        )
-        if limit is not None:
-            keys = keys.slice(slice(0, limit))
-        return packed(
-            ExampleStream(keys.map(loader), ledger.accept, data.workers),
-            sequence_length=data.sequence_length,
-            images_per_row=data.images_per_row,
-            examples_per_row=data.examples_per_row,
-            bins=data.packing_bins,
-            seed=self._seed,
-        )
+        elements = mixing.draws(data, self._records, self._shares, seed=self._seed).map(loader)
+        reader = Reader(elements, self._own, self._shards, seed=self._seed, workers=data.workers)
+        streams = {}
+        for shard in self._own:
+            limit = None if self._total is None else mixing.dealt(self._total, self._seed, shard, self._shards)
+            packer = Packer(
+                sequence_length=data.sequence_length,
+                images_per_row=data.images_per_row,
+                examples_per_row=data.examples_per_row,
+                bins=-(-data.packing_bins // self._shards),
+            )
+            streams[shard] = Stream(reader, shard, ledger, packer, limit)
+        return reader, streams
 
     def _new_ledger(self) -> Ledger:
         usable = [min(n, domain.cap or n) for n, domain in zip(self._records, self._data.domains, strict=True)]
@@ -242,21 +284,37 @@ class Mixture:
             "images_per_row": data.images_per_row,
             "packing_bins": data.packing_bins,
             "image_span": layout.image_span,
-            "process_index": self._process_index,
-            "process_count": self._process_count,
+            "shards": self._shards,
+            "examples": self._total,
         }
 
-    def _reset_counts(self) -> None:
-        zeros = np.zeros(len(self._records), np.int64)
-        self._counts = {name: zeros.copy() for name in ("examples", "tokens", "supervised")}
-        self._counts["rows"] = np.zeros(1, np.int64)
-
-    def _count(self, batch: Batch) -> None:
-        real, domains = batch.segment_ids > 0, len(self._records)
-        self._counts["rows"] += len(batch.tokens)
+    def _count(self, shard: int, batch: Batch, rows: slice) -> None:
+        counts = self._counts[shard]
+        real, domains = batch.segment_ids[rows] > 0, batch.domain_ids[rows]
+        counts["rows"] += real.any(axis=1).sum()
         for name, where in (
-            ("examples", real & (batch.positions == 0)),
+            ("examples", real & (batch.positions[rows] == 0)),
             ("tokens", real),
-            ("supervised", batch.loss_mask > 0),
+            ("supervised", batch.loss_mask[rows] > 0),
         ):
-            self._counts[name] += np.bincount(batch.domain_ids[where], minlength=domains)
+            counts[name] += np.bincount(domains[where], minlength=len(self._records))
+
+
+def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the place of a run from the states of all its parts, after the same batch."""
+    shards = {number: shard for state in states for number, shard in state["shards"].items()}
+    skipped = {tuple(entry[:2]): entry for state in states for entry in state["skipped"]}
+    return {**states[0], "shards": shards, "skipped": [skipped[key] for key in sorted(skipped)]}
+
+
+def shard_count(data: DataConfig, rows: int) -> int:
+    """Returns how many shards fill a batch of `rows`; raises `UserError` if `data.shards` does not divide them."""
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+    if (shards := data.shards) is None:
+        return max(n for n in divisors if n <= MOST_SHARDS)
+    if shards not in divisors:
+        near = min(divisors, key=lambda n: abs(n - shards))
+        raise UserError(
+            f"config: data.shards {shards} does not divide train.batch_rows {rows}; the nearest that does is {near}"
+        )
+    return shards

@@ -1,18 +1,18 @@
-"""Elements in the order of the draws, from this process or from workers, and their packing into rows."""
+"""The shards of a mixture: their elements, read by one pool for all of them, and their packing into rows."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
-import numpy as np
 
-from mole_jax.data.batch import Row
 from mole_jax.data.load import REASONS, TOO_LONG, TOO_MANY_IMAGES
+from mole_jax.data.mixing import deal
+from mole_jax.data.packing import OpenRow, Packer
 from mole_jax.errors import UserError
 
 # Elements read ahead: enough to hide the reading, few enough to stay small (0.3 MB each at 336 px).
@@ -72,105 +72,124 @@ class Ledger:
         self.__post_init__()
 
 
-class ExampleStream(grain.IterDataset):
-    """The usable elements of a sequence of elements.
+class Reader:
+    """Reads the elements of some shards ahead, round by round, whichever shard wants its next.
 
-    Its state is the number of elements taken, nothing else, so it does not depend on `workers`: to go
-    on from there the readers are started anew on the rest of the sequence.
+    Shards want theirs at nearly the same pace, so little waits. The place is the number taken of each shard,
+    nothing else, so it does not depend on `workers`.
     """
 
-    def __init__(self, elements: grain.MapDataset, accept: Callable[[dict[str, Any]], bool], workers: int):
-        super().__init__()
-        self._elements, self._accept, self._workers = elements, accept, workers
+    def __init__(self, elements: grain.MapDataset, shards: Sequence[int], of: int, *, seed: int, workers: int):
+        """Reads what is dealt to `shards`, out of `of` shards, of `elements` in the order of the draws."""
+        self._elements, self._shards, self._of, self._seed, self._workers = elements, tuple(shards), of, seed, workers
+        self._iterator: grain.DatasetIterator | None = None
+        self.seek(dict.fromkeys(shards, 0))
 
-    def __iter__(self) -> grain.DatasetIterator:
-        return _ExampleIterator(self._open, self._accept)
-
-    def _open(self, start: int) -> grain.DatasetIterator:
-        rest = self._elements.slice(slice(start, None)) if start else self._elements
-        threads = 2 if self._workers else max(2, min(8, os.cpu_count() or 1))
-        options = grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=2 * threads if self._workers else READ_AHEAD
-        )
-        dataset = rest.to_iter_dataset(options)
-        if self._workers:
-            mark_flags_parsed()
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=self._workers, per_worker_buffer_size=max(2, READ_AHEAD // self._workers)
-                ),
-                worker_init_fn=_start_worker,
-            )
-        return dataset.__iter__()
-
-
-class _ExampleIterator(grain.DatasetIterator):
-    def __init__(self, open_at: Callable[[int], grain.DatasetIterator], accept: Callable[[dict[str, Any]], bool]):
-        super().__init__()
-        self._open_at, self._accept = open_at, accept
-        self._taken = 0
-        self._reader: grain.DatasetIterator | None = None
-
-    def __next__(self) -> dict[str, Any]:
-        if self._reader is None:
-            self._reader = self._open_at(self._taken)
-        while True:
-            element = next(self._reader)
-            self._taken += 1
-            if self._accept(element):
-                return _features(element)
-
-    def get_state(self) -> dict[str, Any]:
-        return {"taken": self._taken}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._stop()
-        self._taken = int(state["taken"])
+    def seek(self, taken: Mapping[int, int]) -> None:
+        """Goes to where `taken` elements of each shard were taken; stops what reads ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+        self.taken = dict(taken)
+        self._waiting = {shard: collections.deque() for shard in self._shards}
+        self._order = _Order(self._elements, self._shards, self._of, self._seed, self.taken)
+        self._read = 0
 
     def close(self) -> None:
-        self._stop()
-        super().close()
+        """Stops what reads ahead; `take` starts it again."""
+        self.seek(self.taken)
 
-    def _stop(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+    def take(self, shard: int) -> tuple[int, dict[str, Any]]:
+        """Returns the next element of a shard, and its number there."""
+        if self._iterator is None:
+            self._iterator = _open(self._order, self._workers)
+        while not self._waiting[shard]:
+            self._waiting[self._order.place(self._read)[0]].append(next(self._iterator))
+            self._read += 1
+        number = self.taken[shard]
+        self.taken[shard] += 1
+        return number, self._waiting[shard].popleft()
+
+    def again(self, shard: int, number: int) -> dict[str, Any]:
+        """Returns element `number` of a shard once more."""
+        return self._elements[deal(number, self._seed, shard, self._of)]  # type: ignore[return-value]
 
 
-def packed(
-    stream: ExampleStream, *, sequence_length: int, images_per_row: int, examples_per_row: int, bins: int, seed: int
-) -> grain.DatasetIterator:
-    """Returns an iterator over packed rows; `row_of` turns its elements into `Row`.
+class _Order(grain.MapDataset):
+    """What some shards get, in rounds; first what is left of rounds that some shard has already had."""
 
-    Examples are put whole into the fullest of `bins` open rows that has place for their tokens, their
-    images and one more example. When one fits nowhere, the open rows are given out in an order drawn
-    from the seed, and others are opened. At the end of a finite stream the open rows are given out too.
-    """
-    lengths = {
-        "tokens": sequence_length,
-        "supervised": sequence_length,
-        "domains": sequence_length,
-        "images": images_per_row,
-        "record_ids": examples_per_row,
-    }
-    dataset = grain.experimental.BestFitPackIterDataset(
-        stream, length_struct=lengths, num_packing_bins=bins, seed=seed, max_sequences_per_bin=examples_per_row
-    )
+    def __init__(self, elements: grain.MapDataset, shards: Sequence[int], of: int, seed: int, taken: Mapping[int, int]):
+        super().__init__([elements])
+        self._elements, self._shards, self._of, self._seed = elements, shards, of, seed
+        self._begin = max(taken.values())
+        rest = range(min(taken.values()), self._begin)
+        self._behind = [(shard, number) for number in rest for shard in shards if taken[shard] <= number]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Returns (shard, number in it)."""
+        if index < len(self._behind):
+            return self._behind[index]
+        rounds, turn = divmod(index - len(self._behind), len(self._shards))
+        return self._shards[turn], self._begin + rounds
+
+    def __len__(self) -> int:
+        return len(self._elements) // self._of
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        shard, number = self.place(index)
+        return self._elements[deal(number, self._seed, shard, self._of)]
+
+
+def _open(elements: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+    threads = 2 if workers else max(2, min(8, os.cpu_count() or 1))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads if workers else READ_AHEAD)
+    dataset = elements.to_iter_dataset(options)
+    if workers:
+        mark_flags_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(2, READ_AHEAD // workers)),
+            worker_init_fn=_start_worker,
+        )
     return dataset.__iter__()
 
 
-def row_of(element: dict[str, Any], pad_id: int) -> Row:
-    """Returns a packed element as a `Row`, with `pad_id` at padding."""
-    segments = element["tokens_segment_ids"]
-    return Row(
-        tokens=np.where(segments > 0, element["tokens"], pad_id),
-        supervised=element["supervised"],
-        positions=element["tokens_positions"],
-        segment_ids=segments,
-        domain_ids=element["domains"],
-        images=element["images"],
-        record_ids=tuple(element["record_ids"][: segments.max()]),
-    )
+class Stream:
+    """The packed rows of one shard, until `limit` elements of it are taken and all its rows are given out."""
+
+    def __init__(self, reader: Reader, shard: int, ledger: Ledger, packer: Packer, limit: int | None):
+        self._reader, self._shard, self._ledger, self._limit = reader, shard, ledger, limit
+        self.packer = packer
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> OpenRow:
+        while self._limit is None or self._reader.taken[self._shard] < self._limit:
+            number, element = self._reader.take(self._shard)
+            if self._ledger.accept(element) and (given := self.packer.add(number, element)):
+                return given
+        if (given := self.packer.give()) is None:
+            raise StopIteration
+        return given
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the place as plain JSON values; what stands in open rows is named, not held."""
+        rows = [[row.opened, [number for number, _ in row.examples]] for row in self.packer.open]
+        return {"taken": self._reader.taken[self._shard], "given": self.packer.given, "open": rows}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a place that `get_state` gave, but for the reader, which seeks for all shards at once."""
+        self.packer.given, self.packer.open = state["given"], []
+        for opened, numbers in state["open"]:
+            row = OpenRow(opened)
+            for number in numbers:
+                element = self._reader.again(self._shard, number)
+                if self._ledger.accept(element):
+                    row.add(number, element)
+            if row.examples:
+                self.packer.open.append(row)
 
 
 def mark_flags_parsed() -> None:
@@ -184,14 +203,3 @@ def mark_flags_parsed() -> None:
 def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     mark_flags_parsed()
-
-
-def _features(element: dict[str, Any]) -> dict[str, np.ndarray]:
-    tokens = element["tokens"]
-    return {
-        "tokens": tokens,
-        "supervised": element["supervised"],
-        "domains": np.full(len(tokens), element["domain"], np.int32),
-        "images": element["images"],
-        "record_ids": np.array([element["record_id"]], dtype=object),
-    }

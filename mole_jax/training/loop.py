@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import jax
 from etils import epath
 
+from mole_jax.adapters import expert_sharding
 from mole_jax.config import Config
+from mole_jax.data.mixture import merged
 from mole_jax.errors import UserError
 from mole_jax.evaluation import report
 from mole_jax.evaluation.runner import Evaluator, result_file
-from mole_jax.parallel.sharding import put_batch
+from mole_jax.parallel import hosts
+from mole_jax.parallel.mesh import batch_shards
+from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
@@ -38,7 +44,7 @@ def train(config: Config, workdir: epath.Path) -> None:
     """
     run = set_up(config, workdir)
     checkpointer = Checkpointer(workdir, config.checkpoint)
-    state, start = run.state, checkpointer.latest() or 0
+    state, start = run.state, hosts.first("checkpoint", checkpointer.latest) or 0
     if start:
         before = read_meta(workdir, start).base_hash
         if before != run.meta.base_hash:
@@ -48,18 +54,21 @@ def train(config: Config, workdir: epath.Path) -> None:
             )
         state, position = checkpointer.restore(start, state)
         run.mixture.set_state(position)
-    progress = Progress(run.total_steps, start)
+    progress = Progress(run.total_steps, start, show=hosts.is_first())
     introduce(run, start, progress)
     if start == 0 and config.evaluation.at_start:
         evaluate(run, 0, state, progress, generate=config.evaluation.generate)
 
-    with MetricsWriter(workdir, resume_step=start) as writer, Prefetch(run.mixture) as batches, sigterm() as terminated:
+    written = MetricsWriter(workdir, resume_step=start) if hosts.is_first() else nullcontext()
+    with written as writer, Prefetch(run.mixture) as batches, sigterm() as terminated:
         log = StepLog(run, writer, progress)
-        step = start
+        step, stop = start, False
         for step in range(start + 1, run.total_steps + 1):
             with log.waiting_for_data():
-                batch, position, drawn = next(batches)
+                batch, position = next(batches)
             arrays = put_batch(batch.arrays(), run.mesh)
+            if step == start + 1:
+                check_same_program(run, state, arrays)
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
                 state, output = run.step(state, run.frozen, arrays)
             log.add(step, batch, output)
@@ -68,12 +77,10 @@ def train(config: Config, workdir: epath.Path) -> None:
                 log.flush()
                 held_out = evaluate(run, step, state, progress, generate=last and config.evaluation.generate)
                 log.restart_clock()
-            stop = bool(terminated) or log.too_many_bad_steps
+            stop = terminated(step) or log.too_many_bad_steps
             if stop or last or step % config.checkpoint.every == 0:
                 log.flush()
-                checkpointer.save(step, state, position, run.meta, held_out)
-                if jax.process_index() == 0:
-                    (workdir / "data_report.json").write_text(json.dumps(drawn, indent=1))
+                save(run, checkpointer, step, state, position, held_out)
             if stop:
                 break
     checkpointer.close()
@@ -84,8 +91,8 @@ def train(config: Config, workdir: epath.Path) -> None:
             f"(records in {workdir / 'bad_steps.jsonl'}); look at them, lower optimizer.learning_rate or set "
             "model.compute_dtype to float32"
         )
-    if terminated:
-        print(f"stopped by SIGTERM at step {step}; the same command resumes from there", file=sys.stderr)
+    if stop:
+        progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
         sys.exit(TERMINATED)
     finish(run, state, progress)
 
@@ -106,6 +113,16 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
         f"{run.total_steps} steps of {config.train.batch_rows} rows x {config.data.sequence_length} tokens; "
         f"{'from step ' + str(start) if start else 'a new run'} in {run.workdir}"
     )
+    sharing, tensor = run.mesh.shape["expert"], run.mesh.shape["tensor"]
+    if sharing > 1:
+        tokens = config.train.batch_rows * config.data.sequence_length
+        decoder, pieces = run.spec.arch.decoder, batch_shards(run.mesh) * config.train.accumulation
+        share = (decoder.width, decoder.mlp_width // tensor, tokens // pieces, sharing)
+        progress.say(expert_sharding.explain(adapter, *share, config.model.compute_dtype))
+    (read, shards), (_, readers) = run.mixture.shards, reader(run.mesh)
+    if readers > 1:
+        more = f"; more than a {readers}th, which data.shards {readers} would be" if read * readers > shards else ""
+        progress.say(f"{jax.process_count()} processes; each reads {read} of {shards} shards of the data{more}")
 
 
 def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, generate: bool) -> float | None:
@@ -114,9 +131,8 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
     if not config.evaluation.tasks:
         return None
     file = result_file(run.workdir, step)
-    if file.exists():
-        result = json.loads(file.read_text())
-    else:
+    result = hosts.first("evaluated", lambda: json.loads(file.read_text()) if file.exists() else None)
+    if result is None:
         evaluator = Evaluator(config, run.spec.arch, run.spec.graph, run.mesh, run.tokenizer, run.evaluation_step)
         result = evaluator.run(run.workdir, step, state.params, run.frozen, generate=generate)
     for name, task in result["tasks"].items():
@@ -127,21 +143,48 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
 
 def finish(run: Run, state: TrainState, progress: Progress) -> None:
     """Evaluates the trained model, if a kill came between its checkpoint and that, and writes the report."""
-    if not result_file(run.workdir, run.total_steps).exists():
+    if not hosts.first("finished", result_file(run.workdir, run.total_steps).exists):
         evaluate(run, run.total_steps, state, progress, generate=run.config.evaluation.generate)
     progress.close()
-    if jax.process_index() == 0:
+    if hosts.is_first():
         page = report.write_report(run.workdir)
         print(report.summary_table(run.workdir))
         print(f"report: {page}")
 
 
+def save(
+    run: Run,
+    checkpointer: Checkpointer,
+    step: int,
+    state: TrainState,
+    position: dict[str, Any],
+    held_out: float | None,
+) -> None:
+    """Saves the state after `step` with the data position of all hosts, and what was drawn so far."""
+    positions = hosts.gathered("checkpoint", position)
+    whole = merged(positions) if positions else {}  # only the first process writes it
+    checkpointer.save(step, state, whole, run.meta, held_out)
+    if hosts.is_first():
+        (run.workdir / "data_report.json").write_text(json.dumps(run.mixture.report(whole), indent=1))
+
+
+def check_same_program(run: Run, state: TrainState, arrays: Mapping[str, jax.Array]) -> None:
+    """Raises `UserError` if the processes are about to run different training steps, which would wait for ever."""
+    if hosts.together():
+        with jax.set_mesh(run.mesh):
+            program = run.step.lower(state, run.frozen, arrays).as_text()
+        hosts.agree("training step", {"compiled program of hash": hashlib.sha256(program.encode()).hexdigest()[:12]})
+
+
 @contextmanager
-def sigterm() -> Iterator[list[int]]:
-    """Yields a list that a SIGTERM makes non-empty, so that the loop can save and leave."""
+def sigterm() -> Iterator[Callable[[int], bool]]:
+    """Yields a function to be asked after every step: has a SIGTERM come, so that the loop should save and leave?"""
+    if hosts.together():
+        yield hosts.told_to_stop
+        return
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     try:
-        yield seen
+        yield lambda _: bool(seen)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -30,7 +30,7 @@ class Prefetch:
     def _fill(self) -> None:
         while not self._stop.is_set():
             try:
-                item: Any = (next(self._mixture), self._mixture.get_state(), self._mixture.report())
+                item: Any = (next(self._mixture), self._mixture.get_state())
             except BaseException as error:  # handed to the reader, whatever it is
                 item = error
             while not self._stop.is_set():
@@ -42,8 +42,8 @@ class Prefetch:
             if isinstance(item, BaseException):
                 return
 
-    def __next__(self) -> tuple[Batch, dict[str, Any], dict[str, Any]]:
-        """Returns a batch, the data position after it and the mixture's report up to it."""
+    def __next__(self) -> tuple[Batch, dict[str, Any]]:
+        """Returns a batch and the data position after it."""
         item = self._ready.get()
         if isinstance(item, BaseException):
             raise item

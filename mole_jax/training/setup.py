@@ -18,8 +18,9 @@ from mole_jax.data.load import Source
 from mole_jax.data.mixture import Mixture
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
-from mole_jax.parallel.sharding import check_rows, replicated
+from mole_jax.parallel.sharding import check_rows, reader, replicated
 from mole_jax.parameters import Tree, cut, flatten
 from mole_jax.training.optimizer import direction, schedule
 from mole_jax.training.state import ModelSpec, place, trainable_table
@@ -28,7 +29,17 @@ from mole_jax.weights import source as weights
 from mole_jax.weights.run import Meta, latest_step, write_params
 from mole_jax.weights.source import locate, open_base, open_source, tokenizer_path
 
-CHANGEABLE = ("name", "mesh", "checkpoint", "data.workers", "train.log_every", "train.max_bad_steps", "model.remat")
+CHANGEABLE = (
+    "name",
+    "mesh",
+    "adapter.expert_path",
+    "adapter.expert_sharding",
+    "checkpoint",
+    "data.workers",
+    "train.log_every",
+    "train.max_bad_steps",
+    "model.remat",
+)
 """Config fields that may differ when a run is resumed: they change how it runs, not what it computes."""
 
 
@@ -47,7 +58,8 @@ class Run:
     frozen: Tree
     state: TrainState
     """At step 0. Donated by the first step."""
-    step: Callable[[TrainState, Tree, Mapping[str, Any]], tuple[TrainState, dict[str, Any]]]
+    step: jax.stages.Wrapped
+    """Of a state (donated), the frozen arrays and a batch's arrays: the next state and metrics."""
     evaluation_step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
 
 
@@ -57,9 +69,10 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     Raises:
         UserError: whatever of config, data, base, mesh or workdir does not fit.
     """
+    hosts.agree("config", _dotted(config_json.to_json(config)) | {"version of jax": jax.__version__})
     mesh = make_mesh(config.mesh)
     check_rows(config.train.batch_rows, config.train.accumulation, mesh)
-    check_same_run(workdir, config)
+    hosts.first("workdir", lambda: check_same_run(workdir, config))
     source = open_base(config.model, config.seed)
     arch = source.architecture
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
@@ -71,6 +84,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         )
     for task in config.evaluation.tasks:
         Source.open(task.name, task.path, task.image_root)  # a missing file is told now, not after the training
+    part, parts = reader(mesh)
     mixture = Mixture.build(
         config.data,
         seed=config.seed,
@@ -78,10 +92,12 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         image_size=arch.vision.image_size,
         image_span=arch.image_span,
         image_token_id=arch.image_token_id,
-        rows=config.train.batch_rows // jax.process_count(),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=config.train.batch_rows,
+        epochs=config.train.epochs,
+        part=part,
+        parts=parts,
     )
+    hosts.agree("data", mixture.get_state()["mixture"])
     total_steps = count_steps(config, mixture, workdir)
     spec = ModelSpec.of(arch, config.adapter)
     leaves = place(spec, source, mesh, config.train.trainable, config.model.frozen_dtype, config.seed)
@@ -103,12 +119,13 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         base_hash=base_hash,
         seed=config.seed,
     )
-    if jax.process_index() == 0:
+    if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
         (workdir / "config.json").write_text(json.dumps(config_json.to_json(config), indent=1))
         tokenizer.save(str(workdir))
         rows = trainable_table(spec.declarations, config.train.trainable)
         (workdir / "trainable.json").write_text(json.dumps(rows, indent=1))
+    hosts.barrier("start")
     return Run(
         config,
         workdir,
@@ -156,7 +173,7 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def compiled_step(maker: StepMaker, state: TrainState, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+def compiled_step(maker: StepMaker, state: TrainState, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """Returns the jitted training step; it donates the state it is given."""
     # Without out_shardings donation silently does not happen on a mesh.
     return jax.jit(maker.train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
@@ -193,7 +210,7 @@ def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
 def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[str, jax.Array]) -> tuple[str, str]:
     """Writes frozen weights that no file holds into the run's folder, once; returns their name within it and hash."""
     folder = workdir / "base"
-    if latest_step(folder) is None:
+    if hosts.first("base", lambda: latest_step(folder)) is None:
         meta = Meta(
             architecture=source.architecture,
             adapter=source.adapter,
@@ -221,24 +238,28 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
     """Returns the steps of the run; epochs are packed once to be counted, and the count is kept in the workdir.
 
     Raises:
-        UserError: the epochs do not fill a single batch.
+        UserError: the epochs have no example.
     """
     if config.train.steps is not None:
         return config.train.steps
-    epochs = float(config.train.epochs or 0)
     file = workdir / "epoch.json"
-    counted = {"epochs": epochs, "seed": config.seed, "data": config_json.to_json(config.data)}
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if {name: known.get(name) for name in counted} == counted:
-        rows = known["rows"]
-    else:
-        rows = mixture.count_rows(epochs) * jax.process_count()
-        if jax.process_index() == 0:
-            file.write_text(json.dumps({"rows": rows, **counted}, indent=1))
-    steps = rows // config.train.batch_rows
+    counted = {
+        "epochs": config.train.epochs,
+        "batch_rows": config.train.batch_rows,
+        "seed": config.seed,
+        "data": config_json.to_json(config.data),
+    }
+
+    def known() -> int | None:
+        before = json.loads(file.read_text()) if file.exists() else {}
+        return before["steps"] if {name: before.get(name) for name in counted} == counted else None
+
+    steps = hosts.first("epoch", known)
+    if steps is None:
+        found = hosts.gathered("epoch", mixture.count_batches())
+        steps = hosts.first("epoch", lambda: max(found or ()))
+        if hosts.is_first():
+            file.write_text(json.dumps({"steps": steps, **counted}, indent=1))
     if steps == 0:
-        raise UserError(
-            f"config: train.epochs {epochs} makes {rows} rows, fewer than train.batch_rows {config.train.batch_rows}; "
-            "raise the epochs or lower the batch"
-        )
+        raise UserError(f"config: train.epochs {config.train.epochs} makes no example; raise it")
     return steps

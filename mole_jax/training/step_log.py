@@ -12,24 +12,31 @@ import jax
 import numpy as np
 
 from mole_jax.data.batch import Batch
+from mole_jax.parallel import hosts
 from mole_jax.parallel.devices import peak_flops
+from mole_jax.parallel.sharding import reader
 from mole_jax.training.flops import step_flops
 from mole_jax.training.setup import Run
 from mole_jax.training.summary import speed_metrics, step_metrics
 from mole_jax.training.telemetry import MetricsWriter, Progress
 
+BAD_STEPS_FILE = "bad_steps.jsonl"
+
 
 class StepLog:
-    """Reads each step's metrics when the next one is under way; reports steps that were not applied."""
+    """Reads each step's metrics when the next one is under way; reports steps that were not applied.
 
-    def __init__(self, run: Run, writer: MetricsWriter, progress: Progress):
+    `writer` is None on all processes but the first.
+    """
+
+    def __init__(self, run: Run, writer: MetricsWriter | None, progress: Progress):
         self._run, self._writer, self._progress = run, writer, progress
         self._domains = [domain.name for domain in run.config.data.domains]
         self._flops = step_flops(run.config, run.spec.arch, run.spec.declarations, run.config.train.trainable)
         self._peak = peak_flops(run.mesh.devices.flat[0])
         self._pending: tuple[int, Batch, Mapping[str, Any]] | None = None
         self._bad_in_a_row = 0
-        self._bad_file = run.workdir / f"bad_steps{jax.process_index() or ''}.jsonl"
+        self._readers = reader(run.mesh)[1]
         self.restart_clock()
 
     @property
@@ -59,7 +66,7 @@ class StepLog:
         self._pending = None
         host = jax.device_get(output)
         self._steps += 1
-        self._tokens += int(np.count_nonzero(batch.segment_ids)) * jax.process_count()
+        self._tokens += int(np.count_nonzero(batch.segment_ids)) * self._readers
         self._bad_in_a_row = 0 if host["finite"] else self._bad_in_a_row + 1
         if not host["finite"]:
             self._report_bad(step, batch, host)
@@ -76,12 +83,15 @@ class StepLog:
             devices=self._run.mesh.devices.size,
         )
         self.restart_clock()
-        if jax.process_index() == 0:
+        if self._writer is not None:
             self._writer.write(step, metrics)
-            self._progress.update(step, metrics)
+        self._progress.update(step, metrics)
 
     def _report_bad(self, step: int, batch: Batch, host: Mapping[str, Any]) -> None:
-        records = [record for row in batch.record_ids for record in row]
+        found = hosts.gathered("bad step", [record for row in batch.record_ids for record in row])
+        if found is None:
+            return
+        records = [record for part in found for record in part]
         self._progress.say(
             f"step {step}: loss {host['total_loss']} or gradient norm {host['grad_norm']} is not finite; not applied "
             f"({self._bad_in_a_row} in a row). Records: {', '.join(records[:8])}{' …' if len(records) > 8 else ''}"
@@ -93,6 +103,7 @@ class StepLog:
             "records": records,
         }
         # A resumed run takes steps again: their earlier events go.
-        before = self._bad_file.read_text().splitlines() if self._bad_file.exists() else []
+        file = self._run.workdir / BAD_STEPS_FILE
+        before = file.read_text().splitlines() if file.exists() else []
         kept = [line for line in before if json.loads(line)["step"] < step]
-        self._bad_file.write_text("\n".join([*kept, json.dumps(event)]) + "\n")
+        file.write_text("\n".join([*kept, json.dumps(event)]) + "\n")

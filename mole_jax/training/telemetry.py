@@ -129,18 +129,29 @@ def _plain(value: Any) -> Any:
 class Progress:
     """Steps, losses and speed on stderr: a bar on a terminal, a plain line every so often elsewhere.
 
-    `total` and `start` are steps; `every_seconds` is the least time between two plain lines.
+    `total` and `start` are steps; `every_seconds` is the least time between two plain lines. Without `show`
+    nothing is said: of several processes one speaks.
     """
 
-    def __init__(self, total: int, start: int = 0, *, every_seconds: float = 10.0, stream: TextIO | None = None):
-        self._stream = stream if stream is not None else sys.stderr
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        *,
+        every_seconds: float = 10.0,
+        stream: TextIO | None = None,
+        show: bool = True,
+    ):
+        self._show, self._stream = show, stream if stream is not None else sys.stderr
         self._total, self._every, self._last = total, every_seconds, -math.inf
         self._bar = None
-        if self._stream.isatty():
+        if show and self._stream.isatty():
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=self._stream)
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Shows that `step` is done, with the `metrics` that `MetricsWriter.write` takes."""
+        if not self._show:
+            return
         text = describe(metrics)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -155,7 +166,7 @@ class Progress:
         """Prints a line without breaking the bar."""
         if self._bar is not None:
             tqdm.write(text, file=self._stream)
-        else:
+        elif self._show:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ def domain(folder: pathlib.Path, name: str, count: int, *, image: bool = True, *
     return DomainConfig(name, write(folder, name, records), **fields)
 
 
-def build(data: DataConfig, tokenizer: Tokenizer, *, rows: int = 2, seed: int = 0, **processes) -> Mixture:
+def build(data: DataConfig, tokenizer: Tokenizer, *, rows: int = 2, seed: int = 0, **options) -> Mixture:
     """Builds a mixture with images of 8 pixels that take 3 positions."""
     return Mixture.build(
         data,
@@ -55,7 +55,7 @@ def build(data: DataConfig, tokenizer: Tokenizer, *, rows: int = 2, seed: int = 
         tokenizer=tokenizer,
         rows=rows,
         **MODEL,
-        **processes,
+        **options,
     )
 
 

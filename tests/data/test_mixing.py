@@ -1,4 +1,4 @@
-"""Ratios, epochs, caps and the division among processes."""
+"""Ratios, epochs, caps and the division among shards."""
 
 from __future__ import annotations
 
@@ -73,11 +73,10 @@ def test_no_weight_at_all_is_refused():
         mixing.proportions(data, [3])
 
 
-def _draws(data, records, count, **processes):
+def _draws(data, records, count, seed=3, shard=0, shards=1):
     shares = mixing.proportions(data, mixing.domain_sizes(data, records))
-    arguments = {"seed": 3, "process_index": 0, "process_count": 1} | processes
-    dataset = mixing.draws(data, records, shares, **arguments)
-    return [dataset[i] for i in range(count)]
+    dataset = mixing.draws(data, records, shares, seed=seed)
+    return [dataset[mixing.deal(i, seed, shard, shards)] for i in range(count)]
 
 
 def test_by_size_an_epoch_is_each_record_as_often_as_it_repeats():
@@ -117,23 +116,19 @@ def test_a_cap_chooses_by_seed():
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_processes_divide_each_epoch(count):
+def test_shards_divide_each_epoch(count):
     data = DataConfig(domains=(DomainConfig("a", "-"), DomainConfig("b", "-")), mix="size")
-    shares = [mixing.dealt(16, 3, process, count) for process in range(count)]
-    parts = [
-        _draws(data, [9, 7], share, process_index=process, process_count=count) for process, share in enumerate(shares)
-    ]
+    shares = [mixing.dealt(16, 3, shard, count) for shard in range(count)]
+    parts = [_draws(data, [9, 7], share, shard=shard, shards=count) for shard, share in enumerate(shares)]
     assert sum(shares) == 16
     assert max(shares) - min(shares) <= 1
     assert sorted(itertools.chain(*parts)) == [(0, i) for i in range(9)] + [(1, i) for i in range(7)]
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_no_process_gets_another_ratio(count):
+def test_no_shard_gets_another_ratio(count):
     data = DataConfig(domains=tuple(DomainConfig(name, "-") for name in "abcd"))
-    for process in range(count):
-        drawn = collections.Counter(
-            domain for domain, _ in _draws(data, [500] * 4, 800, process_index=process, process_count=count)
-        )
+    for shard in range(count):
+        drawn = collections.Counter(domain for domain, _ in _draws(data, [500] * 4, 800, shard=shard, shards=count))
         # A fair draw deviates by 12 (one standard deviation); a fixed turn would leave domains out.
         assert all(abs(drawn[domain] - 200) < 5 * 12.3 for domain in range(4))

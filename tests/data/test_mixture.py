@@ -18,6 +18,7 @@ from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data.conversation import PROMPTS, encode
 from mole_jax.data.image import load_image
 from mole_jax.data.mixing import interleave
+from mole_jax.data.mixture import merged
 from mole_jax.data.records import parse_record
 from mole_jax.errors import UserError
 from tests.data.domains_on_disk import IMAGE_ID, build, domain, record, same, write, write_image
@@ -95,10 +96,13 @@ def test_batches_hold_whole_examples_and_nothing_else(data, tokenizer):
 @given(
     lengths=st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=8), min_size=1, max_size=3),
     per_row=st.integers(1, 5),
-    bins=st.integers(1, 4),
+    bins=st.integers(1, 8),
+    rows=st.integers(1, 4),
+    epochs=st.sampled_from([0.5, 1, 2]),
     seed=st.integers(0, 9),
 )
-def test_of_any_mixture_every_token_of_an_epoch_comes_once(lengths, per_row, bins, seed, tokenizer, tmp_path_factory):
+def test_of_any_mixture_every_draw_comes_once(lengths, per_row, bins, rows, epochs, seed, tokenizer, tmp_path_factory):
+    """By size, e epochs are every record e times, whatever shards and packing do; then come empty rows."""
     folder = tmp_path_factory.mktemp("any")
     domains = []
     for i, words in enumerate(lengths):
@@ -115,19 +119,21 @@ def test_of_any_mixture_every_token_of_an_epoch_comes_once(lengths, per_row, bin
         images_per_row=2,
         packing_bins=bins,
     )
-    mixture = build(data, tokenizer, rows=1, seed=seed)
+    mixture = build(data, tokenizer, rows=rows, seed=seed, epochs=epochs)
     names = collections.Counter()
-    # The rows of one epoch are those before a packing window that begins after its last draw.
-    while len(names) < mixture.examples_per_epoch or mixture.get_state()["packer"]["next_row"]:
-        names.update(check_batch(next(mixture), data, tokenizer))
-    taken = mixture.get_state()["packer"]["parent"]["taken"]
-    assert sum(names.values()) == taken
-    drawn = collections.Counter(interleave(k, [len(words) for words in lengths])[0] for k in range(taken))
+    for _ in range(mixture.count_batches()):
+        batch = next(mixture)
+        assert (batch.segment_ids > 0).any(), "no batch is counted that nothing is left for"
+        names.update(check_batch(batch, data, tokenizer))
+    assert not next(mixture).segment_ids.any()
+    mixture.close()
+    drawn = collections.Counter(
+        interleave(k, [len(words) for words in lengths])[0] for k in range(round(epochs * sum(map(len, lengths))))
+    )
     for i, words in enumerate(lengths):
         passes, rest = divmod(drawn[i], len(words))
         counts = sorted(names[f"d{i}/{j}"] for j in range(len(words)))
         assert counts == [passes] * (len(words) - rest) + [passes + 1] * rest
-    mixture.close()
 
 
 def test_the_same_seed_gives_the_same_batches_and_another_gives_others(data, tokenizer):
@@ -148,7 +154,6 @@ def test_a_state_resumes_bit_for_bit_at_every_batch(data, tokenizer):
         assert resumed.get_state() == states[place]
         assert all(same(next(resumed), batch) for batch in batches[place:])
         assert resumed.get_state() == states[-1]
-        assert resumed.report() == whole.report()
     whole.set_state(states[3])
     assert same(next(whole), batches[3])
     whole.close()
@@ -184,8 +189,8 @@ def test_a_state_of_another_mixture_is_refused(data, tokenizer):
             build(dataclasses.replace(data, **change), tokenizer).set_state(state)
     with pytest.raises(UserError, match="seed was 0"):
         build(data, tokenizer, seed=1).set_state(state)
-    with pytest.raises(UserError, match="process_count was 1"):
-        build(data, tokenizer, process_count=2).set_state(state)
+    with pytest.raises(UserError, match="shards was 2 in the checkpoint and is 1"):
+        build(dataclasses.replace(data, shards=1), tokenizer).set_state(state)
     with pytest.raises(UserError, match="version 0 is not"):
         build(data, tokenizer).set_state({**state, "version": 0})
 
@@ -198,7 +203,7 @@ def test_the_drawn_ratio_and_the_report(data, tokenizer):
     for _ in range(40):
         batches.append(next(mixture))
         counts.update(name.split("/")[0] for name in batches[-1].record_ids[0])
-    report = mixture.report()
+    report = mixture.report(mixture.get_state())
     total = sum(counts.values())
     for i, (name, share) in enumerate((("photos", 2 / 4), ("charts", 1 / 4), ("text", 1 / 4))):
         one = report["domains"][name]
@@ -216,35 +221,13 @@ def test_the_drawn_ratio_and_the_report(data, tokenizer):
     assert [report["domains"][name]["records"] for name in ("photos", "charts", "text")] == [9, 5, 4]
 
 
-@pytest.mark.parametrize("epochs", [1, 2.5])
-def test_count_rows_is_what_the_stream_needs(data, tokenizer, epochs):
-    data = dataclasses.replace(data, mix="size", packing_bins=1)
-    mixture = build(data, tokenizer, rows=1)
-    count = mixture.count_rows(epochs)
-    examples = round(epochs * (9 + 5 + 4))
-    drawn = []
-    # With one open row, rows come in the order of the draws: the last of the epoch stands in the last row.
-    for _ in range(count - 1):
-        drawn += next(mixture).record_ids[0]
-    assert len(drawn) < examples <= len(drawn) + len(next(mixture).record_ids[0])
-    if epochs == 1:
-        assert len(set(drawn)) == len(drawn)
-
-
-def test_count_rows_is_the_least_of_all_processes(data, tokenizer):
-    data = dataclasses.replace(data, mix="size", examples_per_row=1)
-    # Unpacked, a row is an example: 18 of them among 4 processes are 5, 5, 4 and 4.
-    assert [build(data, tokenizer, process_index=p, process_count=4).count_rows(1) for p in (0, 3)] == [4, 4]
-    assert build(data, tokenizer).count_rows(1) == 18
-
-
-def test_processes_share_an_epoch(data, tokenizer):
-    data = dataclasses.replace(data, mix="size", examples_per_row=1, packing_bins=1)
-    names = []
-    for process in range(3):
-        mixture = build(data, tokenizer, rows=1, process_index=process, process_count=3)
-        names += [next(mixture).record_ids[0][0] for _ in range(6)]
-    assert len(set(names)) == 18
+def test_what_parts_skip_is_counted_once(faulty, tokenizer):
+    mixtures = [build(faulty, tokenizer, rows=2, part=part, parts=2) for part in range(2)]
+    for _ in range(30):
+        for mixture in mixtures:
+            next(mixture)
+    state = merged([mixture.get_state() for mixture in mixtures])
+    assert mixtures[0].report(state)["domains"]["d"]["skipped"] == dict.fromkeys(FAULTS, 1)
 
 
 def test_a_batch_of_text_only(tmp_path, tokenizer):
@@ -311,12 +294,12 @@ def test_skipped_records_are_counted_once_and_survive_a_resume(faulty, tokenizer
     for _ in range(30):
         batches.append(next(mixture))
         states.append(json.loads(json.dumps(mixture.get_state())))
-    assert mixture.report()["domains"]["d"]["examples"] > 3 * 5, "several passes"
+    assert mixture.report(states[-1])["domains"]["d"]["examples"] > 3 * 5, "several passes"
     assert mixture.skipped.keys() == FAULTS.keys()
     for reason, pattern in FAULTS.items():
         (text,) = mixture.skipped[reason]
         assert re.search(pattern, text), text
-    assert mixture.report()["domains"]["d"]["skipped"] == dict.fromkeys(FAULTS, 1)
+    assert mixture.report(states[-1])["domains"]["d"]["skipped"] == dict.fromkeys(FAULTS, 1)
     assert {name for batch in batches for name in batch.record_ids[0]} == {f"d/good{i}" for i in range(5)}
     for place in (0, 10, 28):
         resumed = build(faulty, tokenizer, rows=1)
@@ -348,7 +331,7 @@ def test_a_fault_stops_with_its_one_line(faulty, tokenizer, fault, field, worker
     assert "\n" not in str(caught.value)
     mixture.close()
     with pytest.raises(UserError, match=pattern):
-        build(dataclasses.replace(data, workers=0), tokenizer).count_rows(1)
+        build(dataclasses.replace(data, workers=0), tokenizer, epochs=1).count_batches()
 
 
 def test_a_domain_of_which_nothing_is_left_stops(tmp_path, tokenizer):

@@ -131,6 +131,16 @@ def test_plain_lines_come_every_so_often_and_at_the_end(every, lines):
     assert shown[-1] == "step 3/3  loss 0.333 (general 0.50) 3,000 tok/s"
 
 
+def test_of_several_processes_one_speaks():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    progress = Progress(3, stream=stream, show=False)
+    progress.update(3, metrics(3))
+    progress.say("hello")
+    progress.close()
+    assert stream.getvalue() == ""
+
+
 def test_bar_on_a_terminal_starts_where_the_run_resumes():
     stream = io.StringIO()
     stream.isatty = lambda: True
