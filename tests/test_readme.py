@@ -32,7 +32,7 @@ def test_every_command_is_known_here_or_in_ci():
     others = [line for line in COMMANDS if line not in DOORS and line not in LAUNCHES]
     assert others == ["make quickstart", "make test"]
     assert all(line in ci for line in others)
-    assert len(DOORS) == 6
+    assert len(DOORS) == 7
     assert LAUNCHES
 
 
@@ -64,5 +64,11 @@ def test_the_doors_of_the_readme_in_their_order(tmp_path):
             words += SHORT_THREE if "configs/quickstart.py" in words else SHORT
         done = run([sys.executable, *words[1:]])
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-        expected = {"data": "⟦", "train": "report:", "convert": "arrays", "evaluate": "exact_match"}[door]
+        expected = {
+            "data": "⟦",
+            "train": "report:",
+            "convert": "arrays",
+            "evaluate": "exact_match",
+            "generate": "\n",
+        }[door]
         assert expected in done.stdout, line

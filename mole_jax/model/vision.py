@@ -84,13 +84,14 @@ class VisionTower(nnx.Module):
         self, pixels: Float[Array, "N H W 3"], feature_layer: int, remat: Remat = "none"
     ) -> Float[Array, "N P+1 D"]:
         """Returns one hidden state, class token first; as in transformers 0 is the embeddings, -1 the last layer."""
-        x = self.pre_norm(self.embed(pixels))
+        # Left to itself the partitioner would keep the weights cut and sum activations of all images over fsdp.
+        x = constrain(self.pre_norm(self.embed(pixels)), "batch")
         depth = feature_layer if feature_layer >= 0 else self.arch.layers + 1 + feature_layer
         graph, state = nnx.split(self.layers)
         needed = jax.tree.map(lambda leaf: leaf[:depth], state)
 
         def layer(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            return nnx.merge(graph, weights)(x), None
+            return constrain(nnx.merge(graph, weights)(x), "batch"), None
 
         return jax.lax.scan(rematerialised(layer, remat), x, needed)[0]
 

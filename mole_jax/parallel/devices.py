@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-PEAK_FLOPS: dict[str, float] = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device as JAX counts them; None where no figure is published or none applies."""
+
+    flops: float
+    """Dense bfloat16 FLOP/s (data sheet)."""
+    memory: float | None = None
+    """Bytes of device memory that a program may use. TPU: what XLA:TPU says when a program does not fit, a little
+    under the data sheet's; GPU: the data sheet's."""
+    bandwidth: float | None = None
+    """Bytes/s of device memory (data sheet)."""
+    links: float | None = None
+    """Bytes/s that all links to other chips can send together; half of what data sheets call bidirectional."""
+    clock: float | None = None
+    """Cycles/s in which XLA:TPU estimates. v5e: published ("How to Scale Your Model", part 2). v5p: the data sheet's
+    FLOP/s over those of a cycle, 2 in each cell of 2 cores x 4 matrix units of 128 x 128. v6e: not published; FLOP/s
+    over 2 x 4 x 256 x 256, the least such number that the compiler's own estimate of a large product (369,000 FLOPs a
+    cycle) fits under."""
+
+
+CHIPS: dict[str, Chip] = {
+    "TPU v4": Chip(275e12),
+    "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9),
+    "TPU v5p": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9),
+    "TPU v5": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9),
+    "TPU v6 lite": Chip(918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1555e9, 300e9),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 450e9),
+    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
 }
-"""Dense bfloat16 FLOP/s by `jax.Device.device_kind`, from the vendors' data sheets."""
+"""By `jax.Device.device_kind`; figures of Google Cloud's TPU pages and NVIDIA's data sheets."""
+
+
+def chip_of(device: Any) -> Chip | None:
+    """Returns what is known of the chip, None for one that is not in the table (CPUs)."""
+    return CHIPS.get(device.device_kind)
 
 
 def peak_flops(device: Any) -> float | None:
     """Returns the chip's dense bfloat16 FLOP/s, or None where no figure is published (CPUs)."""
-    return PEAK_FLOPS.get(device.device_kind)
+    chip = chip_of(device)
+    return None if chip is None else chip.flops

@@ -41,7 +41,7 @@ def arrays() -> dict[str, np.ndarray]:
     model = nnx.eval_shape(lambda: Decoder(Declare(DecoderParam, streams(0)), ARCH, Adapters(adapter())))
     generator = np.random.default_rng(0)
     return {
-        path: (0.4 * generator.standard_normal(leaf.shape)).astype(np.float32) for path, leaf in declared(model).items()
+        path: (0.2 * generator.standard_normal(leaf.shape)).astype(np.float32) for path, leaf in declared(model).items()
     }
 
 
@@ -82,11 +82,10 @@ def assert_same(config: AdapterConfig, mesh: MeshConfig):
     for routing, expected in masked_on_one_device(config.router_gradient).items():
         value, gradients, dx, choices = results(config, mesh)[routing]
         np.testing.assert_allclose(value, expected[0], rtol=1e-5, err_msg=routing)
-        for path, gradient in expected[1].items():
-            scale = max(np.abs(gradient).max(), 1e-6)
-            close = {"atol": 1e-5 * scale, "rtol": 1e-5, "err_msg": f"{routing}: {path}"}
-            np.testing.assert_allclose(gradients[path], gradient, **close)
-        np.testing.assert_allclose(dx, expected[2], atol=1e-5 * np.abs(expected[2]).max(), rtol=1e-5, err_msg=routing)
+        for path, gradient in [*expected[1].items(), ("input", expected[2])]:
+            found = dx if path == "input" else gradients[path]
+            distance = np.linalg.norm(found - gradient)
+            assert distance <= 1e-5 * np.linalg.norm(gradient), f"{routing}: {path}: {distance}"
         np.testing.assert_array_equal(choices, expected[3], err_msg=routing)
 
 
@@ -105,14 +104,14 @@ def test_grouped_equals_masked(gradient):
 @pytest.mark.parametrize(
     ("path", "movement", "gradient", "mesh"),
     [
-        ("masked", "gather", "straight_through", MeshConfig(data=2, expert=4)),
+        pytest.param("masked", "gather", "straight_through", MeshConfig(data=2, expert=4), marks=pytest.mark.slow),
         ("masked", "gather", "dense", MeshConfig(data=1, expert=4, tensor=2)),
         ("masked", "all_to_all", "straight_through", MeshConfig(data=1, fsdp=2, expert=4)),
         ("masked", "all_to_all", "none", MeshConfig(data=2, expert=2, tensor=2)),
-        ("masked", "all_to_all", "gate_scaled", MeshConfig(data=4, expert=2)),
-        ("masked", "all_to_all", "dense", MeshConfig(data=2, expert=4)),
+        pytest.param("masked", "all_to_all", "gate_scaled", MeshConfig(data=4, expert=2), marks=pytest.mark.slow),
+        pytest.param("masked", "all_to_all", "dense", MeshConfig(data=2, expert=4), marks=pytest.mark.slow),
         ("grouped", "gather", "straight_through", MeshConfig(data=2, expert=2, tensor=2)),
-        ("grouped", "auto", "gate_scaled", MeshConfig(data=1, fsdp=8)),
+        pytest.param("grouped", "auto", "gate_scaled", MeshConfig(data=1, fsdp=8), marks=pytest.mark.slow),
         ("auto", "auto", "none", MeshConfig(data=1, fsdp=2, expert=2, tensor=2)),
     ],
 )
