@@ -236,11 +236,16 @@ class Decoder(nnx.Module):
         k, v = (constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", None) for _ in range(2))
         return Cache(k, v, constrain(jnp.zeros(rows, jnp.int32), "batch"))
 
-    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Returns float32 logits of normed hidden states."""
+    def head_matrix(self, dtype: jnp.dtype) -> Float[Array, "D V"]:
+        """Returns the head's matrix, made whole along fsdp."""
         kernel = self.embedding[...].T if self.head is None else self.head.kernel[...]
+        return constrain(kernel.astype(dtype), None, "vocab")
+
+    def logits(self, x: Float[Array, "*B D"], matrix: Float[Array, "D V"] | None = None) -> Float[Array, "*B V"]:
+        """Returns float32 logits of normed hidden states; `matrix` is `head_matrix`, where it was made before."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        logits = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=wide)
+        matrix = self.head_matrix(x.dtype) if matrix is None else matrix
+        logits = jnp.matmul(x, matrix, preferred_element_type=wide)
         return constrain(logits, "batch", *(None,) * (x.ndim - 2), "vocab")
 
     def _scan(self, x: Array, frame: Frame, kv: tuple[Array, Array] | None, key: PRNGKeyArray | None, remat: Remat):

@@ -24,8 +24,7 @@ def step_flops(
     image_tokens = rows * config.data.images_per_row * (arch.vision.patches + 1)
     total = 0.0
     for path, parameter in declarations.items():
-        # Embeddings are looked up, not multiplied; the head counts like any matrix.
-        if not path.endswith(("kernel", "/a", "/b", "patch_embedding")):
+        if not is_matrix(path):
             continue
         group = group_of(parameter)
         seen = image_tokens if group in ("vision", "projector") else tokens
@@ -33,5 +32,33 @@ def step_flops(
         total += 2.0 * math.prod(parameter.shape) * seen * (1 + through + (group in trainable))
     if arch.decoder.tied_head:
         total += 4.0 * arch.decoder.vocab * arch.decoder.width * tokens
-    attention = 4 * arch.decoder.layers * arch.decoder.heads * arch.decoder.head_dim * length / 2
-    return total + 3 * attention * tokens
+    return total + 3 * _attention(config, arch)
+
+
+def recomputed_flops(config: Config, arch: LlavaArchitecture, declarations: Mapping[str, Parameter]) -> float:
+    """Returns the FLOPs of a step's forward pass that `model.remat` makes the backward pass do again.
+
+    With these `step_flops` is what the hardware does: HFU where `step_flops` alone gives MFU. The decoder's layers
+    are recomputed, their attention too under "dots", and the logits always; the frozen vision tower has no backward
+    pass.
+    """
+    tokens = config.train.batch_rows * config.data.sequence_length
+    total = 2.0 * arch.decoder.vocab * arch.decoder.width * tokens
+    if config.model.remat != "none":
+        total += _attention(config, arch)
+    if config.model.remat == "full":
+        layers = [p for path, p in declarations.items() if path.startswith("decoder/layers/") and is_matrix(path)]
+        total += sum(2.0 * math.prod(parameter.shape) * tokens for parameter in layers)
+    return total
+
+
+def is_matrix(path: str) -> bool:
+    """Tells whether a parameter multiplies activations. Embeddings are looked up; the head counts like any matrix."""
+    return path.endswith(("kernel", "/a", "/b", "patch_embedding"))
+
+
+def _attention(config: Config, arch: LlavaArchitecture) -> float:
+    """FLOPs of the decoder's scores and their products with the values, forward."""
+    tokens = config.train.batch_rows * config.data.sequence_length
+    decoder = arch.decoder
+    return 4 * decoder.layers * decoder.heads * decoder.head_dim * config.data.sequence_length / 2 * tokens

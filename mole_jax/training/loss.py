@@ -22,9 +22,11 @@ def token_losses(decoder: Decoder, hidden: Float[Array, "B S D"], targets: Int[A
     length = hidden.shape[1]
     chunks = next(n for n in range(1, length + 1) if length % n == 0 and length // n <= CHUNK)
 
+    matrix = decoder.head_matrix(hidden.dtype)  # once, not once a chunk
+
     @jax.checkpoint
     def losses(hidden: Array, targets: Array) -> Array:
-        logits = decoder.logits(hidden)
+        logits = decoder.logits(hidden, matrix)
         # Picked by comparison and not by index: each device of the tensor axis looks at its part of the vocabulary.
         chosen = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0).sum(axis=-1)
         return jax.nn.logsumexp(logits, axis=-1) - chosen

@@ -16,7 +16,7 @@ from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import PRESETS, RopeScaling
 from mole_jax.model.llava import Llava
 from mole_jax.model.rotary import frequencies
-from mole_jax.parameters import streams
+from mole_jax.parameters import AdapterParam, Declare, streams
 
 TINY = PRESETS["tiny"]
 
@@ -139,4 +139,5 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     assert keep.shape == (4, 50, 200)
     assert abs(float(keep.mean()) - 0.7) < 0.02
     x = jnp.ones((4, 50, 200))
-    np.testing.assert_allclose(lora.down(x, keep), jnp.where(keep, 1 / 0.7, 0) @ lora.a[...], rtol=1e-5)
+    np.testing.assert_allclose(lora.drop(x, keep), np.where(keep, 1 / 0.7, 0), rtol=1e-6)
+    np.testing.assert_array_equal(lora.drop(x, None), x)
