@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 QUICK := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow check format bench clean
+.PHONY: help setup quickstart test test-slow check format bench plan-env pods clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,14 @@ format: setup ## format and sort imports
 
 bench: setup ## measure the parts and the step on this machine
 	$(PYTHON) -m benchmarks
+
+plan-env: ## environment that compiles for TPUs and GPUs that are not there (docs/pods.md)
+	python3.12 -m venv plan-env
+	plan-env/bin/pip install -r requirements.txt 'jax[tpu]' jax-cuda13-plugin jax-cuda13-pjrt nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-nvvm
+	plan-env/bin/pip install --no-deps -e .
+
+pods: ## plan the recipes for pods: the table of docs/pods.md (an hour or two)
+	plan-env/bin/python -m benchmarks.pods --write
 
 clean: ## remove the environment, caches and the quickstart's run
 	rm -rf $(VENV) $(QUICK) .pytest_cache .ruff_cache .hypothesis build *.egg-info

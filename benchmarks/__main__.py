@@ -40,6 +40,7 @@ def variants(rank: int, experts: int, arch: DecoderArchitecture) -> dict[str, Ad
         f"MoLE E={experts} r={rank}": mole,
         f"MoLE E={experts} r={rank} dense": dataclasses.replace(mole, router_gradient="dense"),
         f"LoRA r={equal} (equal parameters)": dataclasses.replace(lora, rank=equal, alpha=2.0 * equal),
+        f"MoLE E={experts} r={rank} grouped": dataclasses.replace(mole, expert_path="grouped"),
     }
 
 

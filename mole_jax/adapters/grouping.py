@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-GROUPED_FROM = {"TPU": 512}
-"""Stacked ranks E * R from which sorting pays, by the first word of `device_kind` (docs/pods.md has the measurement).
+GROUPED_FROM = {"TPU": 1024}
+"""Stacked ranks E * R from which sorting is known to pay, by the first word of `device_kind` (docs/pods.md).
 
-Elsewhere it is never chosen: on a CPU `ragged_dot` does all the work of the masked form and more.
+Elsewhere it is never chosen: on a CPU `ragged_dot` does all the work of the masked form and more
+(`python -m benchmarks` measures both).
 """
 
 FEW_TOKENS = 1024
