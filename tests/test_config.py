@@ -18,8 +18,8 @@ from mole_jax.config import (
     OptimizerConfig,
     TaskConfig,
     TrainConfig,
-    check,
 )
+from mole_jax.config_check import check
 from mole_jax.config_json import dataclass_from_json, from_json, to_json, typed
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS, LlavaArchitecture

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests import tiny
 from tests.tiny import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -23,7 +24,7 @@ SHORT_THREE = [*SHORT, "--evaluation.tasks.1.limit", "4", "--evaluation.tasks.2.
 
 
 def run(line, cwd=ROOT):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": tiny.CHILD_FLAGS}
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 

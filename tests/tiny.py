@@ -22,6 +22,8 @@ from mole_jax.config import (
 from mole_jax.data import synthetic
 
 ROOT = Path(__file__).parents[1]
+CHILD_FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+"""XLA_FLAGS of processes that tests start: one device, and programs that compile fast rather than run fast."""
 TOKENIZER = str(ROOT / "assets" / "quickstart_base")
 
 

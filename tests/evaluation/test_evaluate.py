@@ -25,7 +25,7 @@ from tests.evaluation import checkpoints
 
 # One worker takes them all: they share the compiled programs and the checkpoints.
 pytestmark = pytest.mark.xdist_group("evaluate")
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": tiny.CHILD_FLAGS}
 SUFFIX = "\nAnswer the question using a single word or phrase."
 SHORT = DecodingConfig(max_new_tokens=4)
 
@@ -116,6 +116,7 @@ def test_the_abilities_are_summed_up_in_the_table_and_the_report(scored):
     assert "ability_sum" in summary_table(workdir)
 
 
+@pytest.mark.slow
 def test_four_devices_answer_as_one(scored, config, mole, tmp_path):
     name, evaluation = ABILITIES[0], dataclasses.replace(config.evaluation, tasks=config.evaluation.tasks[:1])
     mesh = dataclasses.replace(config.mesh, data=2, fsdp=2)
@@ -192,6 +193,7 @@ def test_other_settings_do_not_go_on_where_a_kill_left_off(scored, config, mole,
         evaluate_checkpoint(config, str(mole), absolute(str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_one_expert_against_the_mixture(config, mole, data, tmp_path):
     """`convert --expert 1 --tasks`: the folder holds one expert's model; the difference of the scores is printed."""
     file = tmp_path / "config.py"

@@ -135,7 +135,7 @@ def test_one_mistake_stops_all(jobs, tmp_path):
 
 
 EPOCHS = 4
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count="
+DEVICES = f"{tiny.CHILD_FLAGS} --xla_force_host_platform_device_count="
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def started(jobs, config):
         folder = workdir.parent / f"{workdir.name}_{count}"
         folder.mkdir()
         command = ("-m", "mole_jax.train", "--config", str(config), "--workdir", str(workdir))
-        return jobs(count, *command, folder=folder, XLA_FLAGS=f"{ONE_THREAD}{4 // count}")
+        return jobs(count, *command, folder=folder, XLA_FLAGS=f"{DEVICES}{4 // count}")
 
     return start
 

@@ -21,7 +21,7 @@ from tests import tiny
 # One worker takes them all: they share an uninterrupted run, which takes most of a minute.
 pytestmark = pytest.mark.xdist_group("doors")
 STEPS = 60
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": tiny.CHILD_FLAGS}
 
 
 def command(config, workdir, *overrides):
