@@ -192,7 +192,7 @@ class Decoder(nnx.Module):
     def embed(self, tokens: Int[Array, "B S"], dtype: jnp.dtype) -> Float[Array, "B S D"]:
         # Made whole along fsdp first: else every device would look up the rows of all of them.
         table = constrain(self.embedding[...], "vocab", None)
-        return constrain(jnp.take(table, tokens, axis=0, mode="clip").astype(dtype), "batch")
+        return jnp.take(table, tokens, axis=0, mode="clip").astype(dtype)
 
     def __call__(
         self,
