@@ -19,7 +19,7 @@ from mole_jax.model.architecture import PRESETS
 from mole_jax.model.decoder import Decoder
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, partition, put_batch, reader
-from mole_jax.parameters import Declare, DecoderParam, cut, declared, streams
+from mole_jax.parameters import Declare, DecoderParam, cut, declared, streams, unflatten
 from mole_jax.training.loss import token_losses
 from mole_jax.training.state import ModelSpec
 
@@ -174,3 +174,24 @@ def test_the_log_says_what_moves_and_why():
     assert f"{3 * 2 * 4096 * 15104 * 2 / 2**20:,.1f} MiB when tokens" in text
     forced = dataclasses.replace(MOLE, expert_sharding="all_to_all")
     assert "all_to_all, as adapter.expert_sharding says" in expert_sharding.explain(forced, 8, 8, 8, 2, "float32")
+
+
+def test_the_vision_tower_gathers_weights_and_sums_no_activations_over_fsdp():
+    """Once each device summed the activations of all images over fsdp: 61 GB a step of the 7B recipe on 8 devices."""
+    arch = PRESETS["small"]
+    arch = dataclasses.replace(arch, vision=dataclasses.replace(arch.vision, layers=3))
+    devices = make_mesh(MeshConfig(data=1, fsdp=8))
+    spec = ModelSpec.of(arch, dataclasses.replace(MOLE, kind="none"))
+    leaves = spec.abstract(devices, (), "float32")
+    side = arch.vision.image_size
+    images = jax.ShapeDtypeStruct(
+        (32, side, side, 3), "float32", sharding=jax.NamedSharding(devices, partition("batch"))
+    )
+
+    def features(leaves, images):
+        return nnx.merge(spec.graph, unflatten(leaves)).image_features(images)
+
+    with jax.set_mesh(devices):
+        program = jax.jit(features).lower(leaves, images).compile().as_text()
+    assert "all-gather" in program
+    assert "all-reduce(" not in program
