@@ -45,7 +45,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
         )
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     if config.slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices[:count])
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices[:count])
+        except NotImplementedError:
+            # An axis that fills no whole side of the torus, such as 8 on 4 x 4 chips.
+            split = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+            return jax.sharding.Mesh(split, AXES, axis_types=auto)
     if shape[0] % config.slices:
         raise UserError(
             f"config: mesh.slices {config.slices} does not divide mesh.data {shape[0]}, the only axis that reaches "
@@ -61,6 +66,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
         (config.slices, 1, 1, 1),
         devices,
         process_is_granule=not numbered,
+        allow_split_physical_axes=True,
     )
     return jax.sharding.Mesh(grid, AXES, axis_types=auto)
 
