@@ -46,6 +46,13 @@ model.save_pretrained("saved")
 assert torch.equal(result, logits(load("saved")[0])), "saved by transformers and loaded again"
 numpy.save("logits.npy", result.numpy())
 """
+MERGED = """
+model, info = load("hf")
+assert type(model.model.language_model).__name__ == "LlamaModel"
+left = {name: sorted(found) for name, found in info.items() if found}
+assert not left, f"keys that do not fit: {left}"
+numpy.save("logits.npy", logits(model).numpy())
+"""
 PEFT = """
 import sys, warnings
 from peft import PeftModel
@@ -94,6 +101,14 @@ def test_transformers_loads_the_mixtral_and_gives_our_logits(goldens, tmp_path, 
     save_example(tmp_path, spec.arch)
     run_by_torch(tmp_path, LOGITS + MIXTRAL)
     compare(tmp_path, golden, spec, leaves)
+
+
+def test_transformers_loads_the_merged_lora_and_gives_our_logits(goldens, tmp_path):
+    spec, leaves = trained_run(tmp_path / "run", goldens / "tiny_llava_gqa", kind="lora")
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
+    save_example(tmp_path, spec.arch)
+    run_by_torch(tmp_path, LOGITS + MERGED)
+    compare(tmp_path, "merged LoRA", spec, leaves)
 
 
 def test_peft_loads_the_adapter_and_we_load_pefts(goldens, tmp_path):
