@@ -15,7 +15,7 @@ GROUPS = ("adapters", "router", "projector", "vision", "decoder")
 
 Dtype = Literal["float32", "bfloat16"]
 RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
-PromptName = Literal["v1", "llava_mole", "plain"]
+PromptName = Literal["v1", "llava_mole", "no_system", "plain"]
 ImageAspect = Literal["pad", "crop"]
 Ability = Literal[
     "visual_perception",
@@ -33,7 +33,8 @@ class ModelConfig:
     base: str | None = None
     """Pretrained weights: a HF LLaVA folder, a run folder, or a hub name. None: random weights of `preset`."""
     preset: str | None = None
-    """Architecture for random weights (vicuna-7b, vicuna-13b, quickstart, small, tiny). Only read without `base`."""
+    """Architecture for random weights (vicuna-7b, vicuna-13b, quickstart, small, study, tiny). Only read without
+    `base`."""
     tokenizer: str | None = None
     """Folder or file with tokenizer.model or tokenizer.json. None: the one in `base`."""
     feature_layer: int | None = None
@@ -66,6 +67,13 @@ class AdapterConfig:
     """Projections that carry an adapter."""
     experts: int = 3
     """Experts E per MLP (kind mole)."""
+    shared_rank: int = 0
+    """Rank of a LoRA beside the routed experts that every token uses too (kind mole). 0: none."""
+    route_by: Literal["token", "instance", "domain"] = "token"
+    """What chooses the expert: the token; the mean embedding of the example before its first answer; or, as a bound
+    that no served model reaches, the number of the example's domain, modulo E, without a router."""
+    shared_router: bool = False
+    """One router for all layers. Off: one per layer."""
     router_bias: bool = False
     """Give the router a bias. Off: the trained model is exactly a Mixtral layer of merged experts."""
     router_gradient: RouterGradient = "straight_through"
@@ -109,7 +117,7 @@ class DataConfig:
     temperature: float = 2.0
     """Temperature of the size-based mixture (data.mix = temperature); 1 is by size, large is uniform."""
     prompt: PromptName = "v1"
-    """Prompt preset; stored in the checkpoint."""
+    """Prompt preset; stored in the checkpoint. no_system: v1's roles without its first sentence."""
     sequence_length: int = 2048
     """Tokens per row S, image tokens included."""
     examples_per_row: int = 16

@@ -68,6 +68,7 @@ VICUNA_SYSTEM = (
 PROMPTS: dict[str, PromptPreset] = {
     "v1": PromptPreset("v1", VICUNA_SYSTEM),
     "llava_mole": PromptPreset("llava_mole", VICUNA_SYSTEM, bos=False),
+    "no_system": PromptPreset("no_system"),
     "plain": PromptPreset("plain", plain=True),
 }
 

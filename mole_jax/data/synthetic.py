@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mole_jax.data import synthetic_conflict as conflicting
 from mole_jax.data import synthetic_language as language
 from mole_jax.data.synthetic_scenes import Scene, sample
 from mole_jax.data.synthetic_tokenizer import train_tokenizer
@@ -42,12 +43,17 @@ def generate(
     test: int | dict[str, int],
     conflict: float = 1.0,
     captions: int = 0,
+    disagreement: float | None = None,
+    asked: float = 0.0,
 ) -> dict:
     """Writes the data in LLaVA format and returns the manifest.
 
     `train` and `test` are records per domain (one number, or one for each domain by name), `captions` the
     training records of the fourth set, with as many test records as the largest domain. `conflict` is the
     share of questions in the shared wording; it changes no scene, no question's meaning and no answer.
+    With `disagreement` all domains show the same kind of picture and ask the same questions instead, and
+    this share of the names in their answers is another in each of them; see `synthetic_conflict`. Of the captions
+    `asked` is then the share that answer such a question, in no domain's form.
 
     Leaves `general/`, `document/`, `biomedical/` and, if asked for, `captions/`, each with `train.json`,
     `test.json` and `images/`, and `manifest.json` with the request and a `sha256` of records and pixels. No
@@ -55,8 +61,9 @@ def generate(
     generator is replaced, and any other folder that is not empty is refused with `UserError`.
     """
     folder = Path(folder)
-    if not 0 <= conflict <= 1:
-        raise UserError(f"synthetic data: conflict is {conflict}, it must be between 0 and 1")
+    for field, value in (("conflict", conflict), ("disagreement", disagreement), ("asked", asked)):
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"synthetic data: {field} is {value}, it must be between 0 and 1")
     request = {
         "generator": "mole_jax.data.synthetic",
         "version": VERSION,
@@ -66,6 +73,8 @@ def generate(
         "conflict": float(conflict),
         "captions": captions,
     }
+    if disagreement is not None:
+        request |= {"disagreement": float(disagreement), "asked": float(asked)}
     if seed < 0 or captions < 0:
         raise UserError(f"synthetic data: seed {seed} and captions {captions} must not be negative")
     present = _read_manifest(folder)
@@ -81,11 +90,17 @@ def generate(
     # Tests come first: a test set then stays the same whatever is made beside it.
     for split in ("test", "train"):
         for number, name in enumerate(DOMAINS):
-            records = _questions(name, request[split][name], conflict, seen, _streams(seed, split, number))
+            count, streams = request[split][name], _streams(seed, split, number)
+            if disagreement is None:
+                records = _questions(name, count, conflict, seen, streams)
+            else:
+                records = _conflicting(name, count, disagreement, seen, streams)
             _write_split(folder / name, name, split, records, digest)
     if captions:
+        kinds = tuple(kind for name in DOMAINS for kind in language.DOMAINS[name])
+        kinds = kinds if disagreement is None else (conflicting.KIND,)
         for split, count in (("test", max(request["test"].values())), ("train", captions)):
-            records = _captions(count, seen, _streams(seed, split, len(DOMAINS)))
+            records = _captions(count, kinds, asked, seen, _streams(seed, split, len(DOMAINS)))
             _write_split(folder / CAPTIONS, CAPTIONS, split, records, digest)
     manifest = request | {"sha256": digest.hexdigest()}
     _write_json(folder / "manifest.json", manifest)
@@ -159,9 +174,18 @@ def _questions(name: str, count: int, conflict: float, seen: set[Scene], streams
                 yield picture, scene, question, language.answer(scene, kind)
 
 
-def _captions(count: int, seen: set[Scene], streams: Streams) -> Iterator[Item]:
+def _conflicting(name: str, count: int, disagreement: float, seen: set[Scene], streams: Streams) -> Iterator[Item]:
     scenes, wording = streams
-    kinds = tuple(kind for name in DOMAINS for kind in language.DOMAINS[name])
+    for number in range(count):
+        if number % QUESTIONS_PER_IMAGE == 0:
+            scene = _new_scene(conflicting.KIND, seen, scenes)
+            asked = wording.permutation(conflicting.ASKED)[:QUESTIONS_PER_IMAGE].tolist()
+        kind = asked[number % QUESTIONS_PER_IMAGE]
+        yield number // QUESTIONS_PER_IMAGE, scene, *conflicting.turn(name, scene, kind, disagreement)
+
+
+def _captions(count: int, kinds: tuple[str, ...], asked: float, seen: set[Scene], streams: Streams) -> Iterator[Item]:
+    scenes, wording = streams
     picture = -1
     uses = CAPTIONS_PER_IMAGE
     scene = None
@@ -175,7 +199,11 @@ def _captions(count: int, seen: set[Scene], streams: Streams) -> Iterator[Item]:
             picture, uses = picture + 1, 0
             scene = _new_scene(kinds[picture % len(kinds)], seen, scenes)
         uses += 1
-        yield picture, scene, *language.caption_turn(scene, wording)
+        if asked and wording.random() < asked:
+            turn = conflicting.plain_turn(scene, conflicting.ASKED[int(wording.integers(len(conflicting.ASKED)))])
+        else:
+            turn = language.caption_turn(scene, wording)
+        yield picture, scene, *turn
 
 
 def _write_split(folder: Path, name: str, split: str, items: Iterator[Item], digest) -> None:
@@ -216,6 +244,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--train", type=int, default=1500, help="training records per domain")
     parser.add_argument("--test", type=int, default=150, help="test records per domain")
     parser.add_argument("--conflict", type=float, default=1.0, help="share of questions worded alike in all domains")
+    parser.add_argument(
+        "--disagreement",
+        type=float,
+        metavar="SHARE",
+        help="make the study's domains instead: the same pictures and questions, this share of the names different",
+    )
+    parser.add_argument("--asked", type=float, default=0.0, help="share of captions that answer such a question")
     parser.add_argument("--captions", type=int, default=0, help="caption records for pretraining")
     parser.add_argument("--tokenizer", metavar="DIR", help="also train a tokenizer on the texts and write it here")
     chosen = parser.parse_args(arguments)
@@ -226,6 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
         test=chosen.test,
         conflict=chosen.conflict,
         captions=chosen.captions,
+        disagreement=chosen.disagreement,
+        asked=chosen.asked,
     )
     print(f"{chosen.output}: {', '.join(DOMAINS)}: {chosen.train} train and {chosen.test} test records each", end="")
     print(f", {chosen.captions} captions, sha256 {manifest['sha256'][:16]}")

@@ -115,6 +115,12 @@ PRESETS: dict[str, LlavaArchitecture] = {
         _llama(128, 352, 4, 4, vocab=512, max_position=512),
         image_token_id=511,
     ),
+    # For hundreds of runs on a laptop (configs/study_base.py): 16 patches an image.
+    "study": LlavaArchitecture(
+        VisionArchitecture(width=64, mlp_width=256, layers=3, heads=4, image_size=64, patch_size=16),
+        _llama(64, 176, 3, 4, vocab=512, max_position=128),
+        image_token_id=511,
+    ),
     "tiny": LlavaArchitecture(
         VisionArchitecture(width=32, mlp_width=64, layers=2, heads=2, image_size=28, patch_size=14),
         _llama(32, 64, 2, 4, vocab=512, kv_heads=2, max_position=512),
