@@ -60,6 +60,15 @@ def check(config: Config) -> Config:
             adapter.expert_path != "grouped" or adapter.expert_sharding != "all_to_all" or config.mesh.expert == 1,
             "adapter.expert_path grouped needs the experts where the tokens are; set adapter.expert_sharding to gather",
         )
+        need(adapter.shared_rank >= 0, f"adapter.shared_rank is {adapter.shared_rank}, it must not be negative")
+        need(
+            not (adapter.shared_router and adapter.router_bias),
+            "adapter.shared_router has no bias; set adapter.router_bias False",
+        )
+        need(
+            adapter.route_by != "domain" or not (config.evaluation.tasks and config.evaluation.generate),
+            "adapter.route_by domain cannot answer questions, whose domain no one knows; set evaluation.generate False",
+        )
     need(
         adapter.kind != "none" or not {"adapters", "router"} & set(train.trainable),
         "adapter.kind is none but train.trainable names adapters or router; take them out or choose lora or mole",

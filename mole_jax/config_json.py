@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union
 
-from mole_jax.config import Config
+from mole_jax.config import AdapterConfig, Config
 from mole_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -20,6 +20,17 @@ _WORDS = {int: "an integer", float: "a number", str: "text", bool: "True or Fals
 def to_json(value: DataclassInstance) -> dict[str, Any]:
     """Returns a config, or any frozen dataclass of such fields, as dicts, lists, numbers and strings."""
     return {field: _plain(one) for field, one in dataclasses.asdict(value).items()}
+
+
+LATER = ("shared_rank", "route_by", "shared_router")
+"""Fields that `AdapterConfig` once did not have; at their defaults they mean what their absence meant."""
+
+
+def identity(adapter: AdapterConfig) -> str:
+    """Returns the text of `adapter` that hashes are made of: weights keep theirs when a version adds a setting."""
+    fields = dataclasses.fields(adapter)
+    kept = [field.name for field in fields if field.name not in LATER or getattr(adapter, field.name) != field.default]
+    return f"AdapterConfig({', '.join(f'{name}={getattr(adapter, name)!r}' for name in kept)})"
 
 
 def from_json(values: Mapping[str, Any], *, where: str = "config.json") -> Config:

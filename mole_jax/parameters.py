@@ -102,9 +102,10 @@ class Declare:
         return dataclasses.replace(self, kind=kind)
 
 
-def streams(seed: int) -> nnx.Rngs:
+def streams(seed: int | jax.Array) -> nnx.Rngs:
     """Returns the random streams that `Declare` draws from."""
-    return nnx.Rngs(params=seed, adapters=jax.random.fold_in(jax.random.key(seed), 1))
+    key = jax.random.key(seed)
+    return nnx.Rngs(params=key, adapters=jax.random.fold_in(key, 1))
 
 
 def group_of(variable: nnx.Variable) -> str:

@@ -11,7 +11,7 @@ from mole_jax.adapters.router import Routing
 
 
 class RouterUse(NamedTuple):
-    """Sums over the tokens of each segment (one segment is one example of a packed row)."""
+    """Sums over the tokens of each class; in training a class is a segment, one example of a packed row."""
 
     probs: Float[Array, "*L B K E"]
     """Sum of router probabilities."""
@@ -21,16 +21,16 @@ class RouterUse(NamedTuple):
     """Sum of the entropies of the probabilities, in nats."""
 
 
-def router_use(routing: Routing, segments: Float[Array, "B S K"]) -> RouterUse:
-    """Sums what `routing` says over each segment.
+def router_use(routing: Routing, classes: Float[Array, "B S K"]) -> RouterUse:
+    """Sums what `routing` says over each class.
 
-    `segments` is one-hot over the K segments of a row; padding is zero everywhere and so counts nowhere.
+    `classes` is one-hot over K classes of tokens; padding is zero everywhere and so counts nowhere.
     """
     entropy = -jnp.sum(routing.probs * jnp.log(jnp.maximum(routing.probs, 1e-30)), axis=-1)
     return RouterUse(
-        probs=jnp.einsum("bsk,bse->bke", segments, routing.probs),
-        choices=jnp.einsum("bsk,bse->bke", segments, routing.choice),
-        entropy=jnp.einsum("bsk,bs->bk", segments, entropy),
+        probs=jnp.einsum("bsk,bse->bke", classes, routing.probs),
+        choices=jnp.einsum("bsk,bse->bke", classes, routing.choice),
+        entropy=jnp.einsum("bsk,bs->bk", classes, entropy),
     )
 
 

@@ -38,8 +38,10 @@ class Experts(LoRA):
         dropout: float,
         gradient: RouterGradient = "straight_through",
         movement: Literal["auto", "gather", "all_to_all"] = "auto",
+        shared_rank: int = 0,
     ):
-        """`rank` is that of one expert; `gradient` and `movement` are `AdapterConfig`'s; for the rest see `LoRA`."""
+        """`rank` is that of one expert; `gradient`, `movement` and `shared_rank` are `AdapterConfig`'s; for the rest
+        see `LoRA`."""
         super().__init__(
             declare,
             d_in,
@@ -51,12 +53,21 @@ class Experts(LoRA):
             rank_axis="expert",
         )
         self.gradient, self.movement = gradient, movement
+        self.shared = (
+            LoRA(declare, d_in, d_out, axes, rank=shared_rank, alpha=alpha * shared_rank / rank, dropout=dropout)
+            if shared_rank
+            else None
+        )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "B S I"], routing: Routing, keep: Bool[Array, "B S I"] | None = None
     ) -> Float[Array, "B S O"]:
-        """Returns the gated sum of the experts' deltas in the type of `x`."""
+        """Returns the gated sum of the experts' deltas, and the shared one's, in the type of `x`."""
         x = self.drop(x, keep)
+        routed = self.routed(x, routing)
+        return routed if self.shared is None else routed + self.shared(x)
+
+    def routed(self, x: Float[Array, "B S I"], routing: Routing) -> Float[Array, "B S O"]:
         a, b = self.a[...], self.b[...]
         gates = routing.gates.astype(x.dtype)
         shared = region.expert_devices() > 1
@@ -99,8 +110,8 @@ class Experts(LoRA):
     def masked(
         self, x: Float[Array, "B S I"], a: Float[Array, "I e*R"], b: Float[Array, "e*R O"], gates: Float[Array, "B S e"]
     ) -> Float[Array, "B S O"]:
-        h = x @ a.astype(x.dtype)
+        h = x.reshape(-1, x.shape[-1]) @ a.astype(x.dtype)
         # A product with ones, for a reshape to (e, R) makes a TPU change layouts: 3 % of a whole step (docs/pods.md).
         blocks = jnp.repeat(jnp.eye(gates.shape[-1], dtype=x.dtype), h.shape[-1] // gates.shape[-1], axis=1)
-        spread = jnp.matmul(gates, blocks, precision=jax.lax.Precision.HIGHEST)
-        return ((h * spread) @ b.astype(x.dtype)) * self.scale
+        spread = jnp.matmul(gates.reshape(len(h), -1), blocks, precision=jax.lax.Precision.HIGHEST)
+        return (((h * spread) @ b.astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)

@@ -50,19 +50,21 @@ def route(logits: Float[Array, "B S E"], gradient: RouterGradient) -> Routing:
 
 
 class Router(nnx.Module):
-    """One linear map per decoder layer, shared by gate, up and down projection."""
+    """One linear map, shared by gate, up and down projection of a decoder layer, or of all of them."""
 
-    def __init__(self, declare: Declare, width: int, experts: int, *, bias: bool, gradient: RouterGradient):
+    def __init__(self, declare: Declare, width: int, experts: int, *, bias: bool):
         declare = declare.of(RouterParam)
         self.kernel = declare((width, experts), ("width", "width"), kaiming_uniform, decay=True)
         self.bias = declare((experts,), ("width",), zeros) if bias else None
-        self.gradient: RouterGradient = gradient
 
-    def __call__(self, x: Float[Array, "B S D"]) -> Routing:
-        """Routes by the MLP's input, in float32 whatever the type of `x` (float64 stays)."""
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
-        # Default precision would round the operands to bfloat16 on a TPU and flip close choices.
-        logits = jnp.einsum("bsd,de->bse", x.astype(dtype), self.kernel[...], precision=jax.lax.Precision.HIGHEST)
-        if self.bias is not None:
-            logits = logits + self.bias[...]
-        return route(logits, self.gradient)
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
+        """Returns the logits of each token."""
+        logits = router_logits(x, self.kernel[...])
+        return logits if self.bias is None else logits + self.bias[...]
+
+
+def router_logits(x: Float[Array, "B S D"], kernel: Float[Array, "D E"]) -> Float[Array, "B S E"]:
+    """Returns logits, in float32 whatever the type of `x` (float64 stays)."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    # Default precision would round the operands to bfloat16 on a TPU and flip close choices.
+    return jnp.einsum("bsd,de->bse", x.astype(dtype), kernel, precision=jax.lax.Precision.HIGHEST)

@@ -15,7 +15,7 @@ from mole_jax.evaluation.runner import Evaluator, result_file
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
-from mole_jax.parameters import unflatten
+from mole_jax.parameters import Tree, unflatten
 from mole_jax.training.setup import check_vocabulary
 from mole_jax.training.state import ModelSpec, place
 from mole_jax.training.step import Forward
@@ -47,16 +47,39 @@ def evaluate_checkpoint(
     step = source.step if isinstance(source, RunSource) else 0
     if hosts.first("evaluated", result_file(workdir, step).exists):
         raise UserError(f"{result_file(workdir, step)}: results are there already; choose another --workdir")
+    own = place_checkpoint(config, source)
+    forward = Forward(own.config, own.spec.graph, len(own.config.data.domains))
+    forward_step = jax.jit(forward.evaluation_step, out_shardings=replicated(own.mesh))
+    evaluator = Evaluator(own.config, own.spec.arch, own.spec.graph, own.mesh, own.tokenizer, forward_step)
+    return evaluator.run(workdir, step, own.params, {}, generate=config.evaluation.generate, strict=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A checkpoint's model on the mesh, and what it takes to show it data."""
+
+    config: Config
+    """With the checkpoint's own adapters, prompt and image preparation."""
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    spec: ModelSpec
+    params: Tree
+    """All arrays."""
+
+
+def place_checkpoint(config: Config, source: Source) -> Placed:
+    """Loads all of `source` onto the mesh of `config`.
+
+    Raises:
+        UserError: there is no tokenizer or not the model's, the weights cannot be read, or the mesh does not fit.
+    """
     config = dataclasses.replace(config, adapter=source.adapter, data=with_own_prompt(config.data, source))
     arch, mesh = source.architecture, make_mesh(config.mesh)
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
     check_vocabulary(tokenizer, arch.decoder.vocab)
     spec = ModelSpec.of(arch, source.adapter)
     leaves = place(spec, source, mesh, source.trained, config.model.frozen_dtype, source.seed)
-    forward = Forward(config, spec.graph, len(config.data.domains))
-    forward_step = jax.jit(forward.evaluation_step, out_shardings=replicated(mesh))
-    evaluator = Evaluator(config, arch, spec.graph, mesh, tokenizer, forward_step)
-    return evaluator.run(workdir, step, unflatten(leaves), {}, generate=config.evaluation.generate, strict=True)
+    return Placed(config, mesh, tokenizer, spec, unflatten(leaves))
 
 
 def with_own_prompt(data: DataConfig, source: Source) -> DataConfig:

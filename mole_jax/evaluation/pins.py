@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from mole_jax.config import Config, TaskConfig
+from mole_jax.config_json import identity
 from mole_jax.data.held_out import Questions
 from mole_jax.evaluation.metrics import METRIC_VERSIONS
 from mole_jax.model.architecture import LlavaArchitecture
@@ -61,7 +62,7 @@ def fingerprint(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Mesh
     array, not proof against forgery), so that a large model need not be gathered on a host.
     """
     leaves = dict(sorted(leaf for tree in trees for leaf in flatten(tree).items()))
-    digest = hashlib.sha256(f"{arch} {config.adapter}".encode())
+    digest = hashlib.sha256(f"{arch} {identity(config.adapter)}".encode())
     sums_of = jax.jit(_sums, out_shardings=replicated(mesh))
     for (path, leaf), sums in zip(leaves.items(), jax.device_get(sums_of(list(leaves.values()))), strict=True):
         digest.update(f"{path} {leaf.dtype} {leaf.shape} {sums.tolist()}".encode())

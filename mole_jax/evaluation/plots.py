@@ -45,27 +45,59 @@ def losses(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 def experts(domains: Sequence[str], use: Sequence[Sequence[Sequence[float]]]) -> bytes:
     """Heat maps of expert use: `use` is (domain, layer, expert), the fraction of the domain's tokens."""
-    values = np.asarray(use, np.float64)
-    _, layers, count = values.shape
+    return expert_maps(
+        [""], domains, np.asarray(use)[None], title="Expert use by domain", label="fraction of the domain's tokens"
+    )
+
+
+def expert_maps(
+    rows: Sequence[str], columns: Sequence[str], values: np.ndarray, *, title: str, label: str, signed: bool = False
+) -> bytes:
+    """Heat maps of layer by expert, one for each of `rows` and `columns`.
+
+    `values` is (row, column, layer, expert): fractions, or with `signed` numbers around 0. What is NaN stays blank.
+    """
+    *_, layers, count = values.shape
     figure = Figure(
-        figsize=(1.6 + len(domains) * max(2.0, 0.55 * count + 0.8), max(2.6, 1.4 + 0.3 * layers)),
+        figsize=(
+            1.6 + len(columns) * max(2.0, 0.55 * count + 0.8),
+            0.6 + len(rows) * max(2.0, 0.8 + 0.3 * layers),
+        ),
         layout="constrained",
     )
-    row = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(len(rows), len(columns), sharey=True, squeeze=False)
+    most = largest(values) if signed else 1.0
     image = None
-    for axes, name, table in zip(row, domains, values, strict=True):
-        image = axes.imshow(table, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-        axes.set(title=name, xlabel="expert", xticks=range(count))
+    for (row, column), axes in np.ndenumerate(grid):
+        image = heat(axes, values[row, column], most, signed=signed, numbers=layers * count <= MOST_ANNOTATED_CELLS)
+        axes.set(xticks=range(count))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        if layers * count <= MOST_ANNOTATED_CELLS:
-            for (layer, expert), value in np.ndenumerate(table):
-                ink = "white" if value > 0.55 else "black"
-                axes.text(expert, layer, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
-    row[0].set_ylabel("decoder layer")
-    figure.suptitle("Expert use by domain")
+    for axes, name in zip(grid[0], columns, strict=True):
+        axes.set_title(name)
+    for axes in grid[-1]:
+        axes.set_xlabel("expert")
+    for axes, name in zip(grid[:, 0], rows, strict=True):
+        axes.set_ylabel(f"{name}\ndecoder layer" if name else "decoder layer")
+    figure.suptitle(title)
     if image is not None:
-        figure.colorbar(image, ax=list(row), label="fraction of the domain's tokens")
+        figure.colorbar(image, ax=grid.ravel().tolist(), label=label)
     return _png(figure)
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest absolute value, for the two ends of a signed scale; never 0."""
+    return float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+
+
+def heat(axes: Any, table: np.ndarray, most: float, *, signed: bool, numbers: bool) -> Any:
+    """Draws one heat map on a scale from 0 (with `signed`: -`most`) to `most`, if wanted with each cell's number."""
+    low, colours, form = (-most, "RdBu_r", "+.3f") if signed else (0.0, "Blues", ".2f")
+    image = axes.imshow(table, vmin=low, vmax=most, cmap=colours, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        if numbers and np.isfinite(value):
+            ink = "white" if abs(value) > 0.55 * most else "black"
+            axes.text(column, row, format(value, form), ha="center", va="center", color=ink, fontsize=8)
+    return image
 
 
 def scores(before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from mole_jax.config import Config, TaskConfig
+from mole_jax.config import Config, DataConfig, TaskConfig
 from mole_jax.data.conversation import PROMPTS
 from mole_jax.data.held_out import Question, Questions, held_out_batches, questions
 from mole_jax.data.tokenizer import Tokenizer
@@ -29,6 +29,7 @@ from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
 from mole_jax.serving.sampler import Prompt, Sampler, ending
+from mole_jax.training.step import Sums
 
 READERS = 8
 """Threads that decode the images of the next questions while the model answers."""
@@ -85,8 +86,7 @@ class Evaluator:
         folder = result_file(workdir, step).with_suffix("")
         lines: dict[str, str] = {}
         for task in self.config.evaluation.tasks:
-            loss, tokens, counts = self.held_out(task, params, frozen)
-            tasks[task.name] = {"loss": loss, "answer_tokens": tokens, "score": None}
+            tasks[task.name], counts = self.held_out(task, params, frozen)
             if counts.size:
                 use[task.name] = (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).tolist()
             if generate:
@@ -104,8 +104,8 @@ class Evaluator:
             self._write(workdir, result, lines, use)
         return result
 
-    def held_out(self, task: TaskConfig, params: Tree, frozen: Tree) -> tuple[float, int, np.ndarray]:
-        """Returns loss in nats per answer token, answer tokens, and tokens sent to each expert (L, E)."""
+    def held_out(self, task: TaskConfig, params: Tree, frozen: Tree) -> tuple[dict[str, Any], np.ndarray]:
+        """Returns what the model says of the known answers, and the tokens sent to each expert (L, E)."""
         shards = batch_shards(self.mesh)
         rows = -(-self.config.evaluation.batch_size // shards) * shards
         index, count = reader(self.mesh)
@@ -117,19 +117,11 @@ class Evaluator:
             process_index=index,
             process_count=count,
         )
-        total, tokens, use = 0.0, 0.0, np.zeros((0, 0))
+        added = []
         with jax.set_mesh(self.mesh):
             for batch in batches:
-                sums = jax.device_get(self.step(params, frozen, put_batch(batch.arrays(), self.mesh)))
-                total, tokens = total + float(sums.losses.sum()), tokens + float(sums.tokens.sum())
-                counts = sums.use.sum(axis=0, dtype=np.float64)
-                use = use + counts if use.size else counts
-        if not tokens:
-            raise UserError(
-                f"{task.path}: task {task.name} has no example that fits data.sequence_length "
-                f"{self.config.data.sequence_length}; raise it"
-            )
-        return total / tokens, int(tokens), use
+                added.append(jax.device_get(self.step(params, frozen, put_batch(batch.arrays(), self.mesh))))
+        return held_out_result(task, self.config.data, added)
 
     def questions(self, task: TaskConfig) -> Questions:
         """Opens the questions of a task.
@@ -199,6 +191,28 @@ class Evaluator:
         write_whole(file, json.dumps(result, indent=1))
         for task in self.config.evaluation.tasks:
             partial_file(file.with_suffix(""), task).unlink(missing_ok=True)
+
+
+def held_out_result(task: TaskConfig, data: DataConfig, added: Sequence[Sums]) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns a task's result without generated answers, from the sums of its batches, and the use of experts (L, E).
+
+    ``{"loss": nats per answer token, "answer_tokens", "examples", "exact", "score": None}``; exact is the share of
+    examples whose answers greedy decoding would give token for token.
+
+    Raises:
+        UserError: the task has no example that fits.
+    """
+    tokens = sum(float(sums.tokens.sum()) for sums in added)
+    if not tokens:
+        raise UserError(
+            f"{task.path}: task {task.name} has no example that fits data.sequence_length {data.sequence_length}; "
+            "raise it"
+        )
+    loss = sum(float(sums.losses.sum()) for sums in added)
+    examples, right = (sum(int(getattr(sums, name)) for sums in added) for name in ("rows", "right"))
+    use = np.sum([sums.use.sum(axis=0, dtype=np.float64) for sums in added], axis=0)
+    found = {"loss": loss / tokens, "answer_tokens": int(tokens), "examples": examples, "exact": right / examples}
+    return found | {"score": None}, use
 
 
 def predictions_file(result: epath.Path, task: str) -> epath.Path:

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mole_jax.adapters.balance import RouterUse, router_use
 from mole_jax.adapters.grouping import group, sort_tokens, unsort_tokens
-from mole_jax.adapters.router import Routing
+from mole_jax.adapters.router import Routing, router_logits
+from mole_jax.errors import UserError
 from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.model.layers import Linear, Remat, RMSNorm, attention, rematerialised
 from mole_jax.model.rotary import rotate, rotations
@@ -24,7 +25,16 @@ from mole_jax.parameters import Declare, DecoderParam, Parameter, normal
 class AdapterFactory(Protocol):
     """What the decoder asks of `mole_jax.adapters.build.Adapters`."""
 
+    @property
+    def route_by(self) -> str: ...
+
     def router(self, declare: Declare, width: int) -> Any: ...
+
+    def shared_router(self, declare: Declare, width: int) -> Any: ...
+
+    def route(self, logits: Float[Array, "B S E"]) -> Routing: ...
+
+    def by_domain(self, domain_ids: Int[Array, "B S"]) -> Float[Array, "B S E"]: ...
 
     def groups(self, tokens: int) -> bool: ...
 
@@ -38,6 +48,16 @@ class Cache(NamedTuple):
     v: Float[Array, "L B T K C"]
     length: Int[Array, " B"]
     """Slots in use, per row."""
+    prompt: Float[Array, "B P"]
+    """What the routers see of the prompt (P = D) where they route by instance; else P = 0."""
+
+
+class Hints(NamedTuple):
+    """What routers may be told of a batch besides its tokens (`AdapterConfig.route_by`)."""
+
+    prompt: Bool[Array, "B S"]
+    """The tokens of each segment that stand before its first answer."""
+    domain_ids: Int[Array, "B S"]
 
 
 class Frame(NamedTuple):
@@ -45,10 +65,16 @@ class Frame(NamedTuple):
 
     rotation: Float[Array, "2 B S 1 C/2"]
     mask: Bool[Array, "B 1 S T"]
-    segments: Float[Array, "B S K"] | None
-    """One-hot segments, to sum router statistics over; None: no statistics."""
-    slots: Int[Array, " B"] | None
+    classes: Float[Array, "B S K"] | None
+    """One-hot classes of tokens to sum router statistics over; None: no statistics."""
+    slots: Int[Array, " B"] | None = None
     """First cache slot to write, per row; None: no cache."""
+    seen: Float[Array, "B S D"] | None = None
+    """What the routers of all layers look at; None: at their layer's input."""
+    logits: Float[Array, "B S E"] | None = None
+    """What the routers of all layers say; None: each layer says its own."""
+    router: Float[Array, "D E"] | None = None
+    """The router that all layers share, where each uses it on its own input."""
 
 
 Keep = dict[str, Bool[Array, "B S I"] | None]
@@ -110,10 +136,14 @@ class Mlp(nnx.Module):
         self.up_proj = AdaptedLinear(declare, adapters, "up_proj", width, mlp, ("embed", "mlp"))
         self.down_proj = AdaptedLinear(declare, adapters, "down_proj", mlp, width, ("mlp", "embed"))
 
-    def __call__(self, x: Float[Array, "B S D"], keep: Keep) -> tuple[Float[Array, "B S D"], Routing | None]:
-        if self.router is None:
+    def __call__(
+        self, x: Float[Array, "B S D"], keep: Keep, frame: Frame | None = None
+    ) -> tuple[Float[Array, "B S D"], Routing | None]:
+        """`frame` says how the decoder routes where that is not the layer's own affair."""
+        logits = self.logits(x, frame)
+        if logits is None:
             return leave_split(self.project(enter_split(x), None, keep)), None
-        routing = self.router(x)
+        routing = self.adapters.route(logits)
         shared = routing._replace(gates=enter_split(routing.gates))
         if not self.adapters.groups(x.shape[0] * x.shape[1]):
             return leave_split(self.project(enter_split(x), shared, keep)), routing
@@ -128,6 +158,16 @@ class Mlp(nnx.Module):
         kept = {name: mask if mask is None else sort_tokens(mask, groups) for name, mask in keep.items()}
         y = self.project(sort_tokens(enter_split(x), groups), by_expert, kept)
         return unsort_tokens(leave_split(y), groups, x.shape[:2]), routing
+
+    def logits(self, x: Float[Array, "B S D"], frame: Frame | None) -> Float[Array, "B S E"] | None:
+        """Returns what the layer's router, or that of all layers, says; None without routed experts."""
+        if frame is not None:
+            if frame.logits is not None:
+                return frame.logits
+            x = x if frame.seen is None else frame.seen
+            if frame.router is not None:
+                return router_logits(x, frame.router)
+        return None if self.router is None else self.router(x)
 
     def project(self, x: Float[Array, "B S D"], routing: Routing | None, keep: Keep) -> Float[Array, "B S D"]:
         """Returns the SwiGLU of `x`; in a region, this device's part of a sum."""
@@ -161,8 +201,8 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], RouterUse | None, tuple[Array, Array] | None]:
         y, kv_cache = self.attention(self.attention_norm(x), frame, kv_cache, keep)
         x = x + y
-        y, routing = self.mlp(self.mlp_norm(x), keep)
-        use = None if routing is None or frame.segments is None else router_use(routing, frame.segments)
+        y, routing = self.mlp(self.mlp_norm(x), keep, frame)
+        use = None if routing is None or frame.classes is None else router_use(routing, frame.classes)
         return x + y, use, kv_cache
 
 
@@ -185,6 +225,8 @@ class Decoder(nnx.Module):
         declare = declare.of(DecoderParam)
         self.embedding = declare((arch.vocab, arch.width), ("vocab", "embed"), normal(0.02))
         self.layers = DecoderLayer(declare.layers(arch.layers), arch, adapters)
+        self.router = adapters.shared_router(declare, arch.width)
+        self.adapters = adapters
         self.norm = RMSNorm(declare, arch.width, arch.norm_eps)
         self.head = None if arch.tied_head else Linear(declare, arch.width, arch.vocab, ("embed", "vocab"))
         self.arch = arch
@@ -201,18 +243,33 @@ class Decoder(nnx.Module):
         segment_ids: Int[Array, "B S"],
         *,
         segments: int = 0,
+        classes: Float[Array, "B S K"] | None = None,
+        hints: Hints | None = None,
         key: PRNGKeyArray | None = None,
         remat: Remat = "none",
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
         """Returns the normed hidden states and, with `segments` > 0, the use of the router in each segment.
 
         Segments are numbered from 1 in each row, 0 is padding; `segments` is the highest number possible.
+        `classes` (one-hot; zero counts nowhere) has the use summed over K classes of tokens in place of segments.
         A token sees the tokens of its own segment up to itself. `key` turns dropout on.
+
+        Raises:
+            UserError: the experts are not routed by token, and there are no `hints`.
         """
         causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
-        mask = (segment_ids[:, None, :, None] == segment_ids[:, None, None, :]) & causal
-        one_hot = jax.nn.one_hot(segment_ids - 1, segments, dtype=jnp.float32) if segments else None
-        frame = Frame(rotations(positions, self.arch), mask, one_hot, None)
+        same = segment_ids[:, :, None] == segment_ids[:, None, :]
+        mask = (same & causal)[:, None]
+        if classes is None and segments:
+            classes = jax.nn.one_hot(segment_ids - 1, segments, dtype=jnp.float32)
+        frame = Frame(rotations(positions, self.arch), mask, classes)
+        if (by := self.adapters.route_by) != "token":
+            if hints is None:
+                raise UserError(f"adapter.route_by {by}: the model needs to be told prompts and domains; pass hints")
+            if by == "domain":
+                frame = frame._replace(logits=self.adapters.by_domain(hints.domain_ids))
+            else:
+                frame = frame._replace(seen=pooled(x, same & hints.prompt[:, None, :]))
         x, use, _ = self._scan(x, frame, None, key, remat)
         return x, use
 
@@ -222,19 +279,34 @@ class Decoder(nnx.Module):
         """Continues the rows in `cache` by S tokens, of which the first `lengths` of each row are real.
 
         What is written past a row's length is never seen and overwritten by the next call.
+
+        Raises:
+            UserError: the experts are routed by domain, which no one knows of a question.
         """
+        if self.adapters.route_by == "domain":
+            raise UserError(
+                "adapter.route_by domain: such a model cannot answer questions, for no one tells it their domain; it "
+                "is a bound for studies (evaluation.generate False)"
+            )
         offsets = jnp.arange(x.shape[1])
         positions = cache.length[:, None] + offsets
         visible = jnp.arange(cache.k.shape[2])[None, None, :] <= positions[:, :, None]
         frame = Frame(rotations(positions, self.arch), visible[:, None], None, cache.length)
+        prompt = cache.prompt
+        if self.adapters.route_by == "instance":
+            real = jnp.broadcast_to(offsets < lengths[:, None], x.shape[:2])
+            prompt = jnp.where(cache.length[:, None] == 0, pooled(x, real[:, None])[:, 0], prompt)
+            frame = frame._replace(seen=jnp.broadcast_to(prompt[:, None], x.shape))
         x, _, layers = self._scan(x, frame, (cache.k, cache.v), None, "none")
         k, v = layers  # pyright: ignore[reportGeneralTypeIssues]  with a cache given there is one
-        return x, Cache(k, v, cache.length + lengths)
+        return x, Cache(k, v, cache.length + lengths, prompt)
 
     def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
         shape = (self.arch.layers, rows, slots, self.arch.kv_heads, self.arch.head_dim)
         k, v = (constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", None) for _ in range(2))
-        return Cache(k, v, constrain(jnp.zeros(rows, jnp.int32), "batch"))
+        seen = self.arch.width if self.adapters.route_by == "instance" else 0
+        prompt = constrain(jnp.zeros((rows, seen), jnp.float32), "batch", None)
+        return Cache(k, v, constrain(jnp.zeros(rows, jnp.int32), "batch"), prompt)
 
     def head_matrix(self, dtype: jnp.dtype) -> Float[Array, "D V"]:
         """Returns the head's matrix, made whole along fsdp."""
@@ -255,8 +327,11 @@ class Decoder(nnx.Module):
             lambda p: partition(*p.get_metadata("axes")[1:]), state, is_leaf=lambda p: isinstance(p, Parameter)
         )
         keys = None if key is None else jax.random.split(key, self.arch.layers)
+        if self.router is not None:
+            frame = frame._replace(router=self.router.kernel[...])
         rows, cache_spec = partition("batch"), partition("batch", None, "kv_heads", None)
-        frame_spec: Any = Frame(partition(None, "batch"), *(rows,) * 3)  # pyright: ignore[reportArgumentType]
+        specs_of: Any = dict.fromkeys(Frame._fields, rows)
+        frame_spec = Frame(**specs_of | {"rotation": partition(None, "batch"), "router": partition()})
 
         def run(weights: Any, x: Array, frame: Frame, kv: tuple[Array, Array] | None, keep: Keep):
             return nnx.merge(graph, weights)(x, frame, kv, keep)
@@ -277,6 +352,17 @@ class Decoder(nnx.Module):
 
         x, (use, kv) = jax.lax.scan(rematerialised(layer, remat), x, (weights, kv, keys))
         return self.norm(x), use, kv
+
+
+def pooled(x: Float[Array, "B S D"], counted: Bool[Array, "B Q S"]) -> Float[Array, "B Q D"]:
+    """Returns means over the counted tokens; tokens and means are brought to a root mean square of 1, in float32."""
+    normal = _unit(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    sums = jnp.einsum("bqs,bsd->bqd", counted.astype(normal.dtype), normal, precision=jax.lax.Precision.HIGHEST)
+    return _unit(sums / jnp.maximum(counted.sum(axis=-1, keepdims=True), 1))
+
+
+def _unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-12)
 
 
 def _write(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from mole_jax.adapters.balance import RouterUse
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.model.decoder import AdapterFactory, Decoder
+from mole_jax.model.decoder import AdapterFactory, Decoder, Hints
 from mole_jax.model.layers import Linear, Remat
 from mole_jax.model.vision import VisionTower, normalise
 from mole_jax.parameters import Declare, DecoderParam, ProjectorParam, normal
@@ -102,15 +102,24 @@ class Llava(nnx.Module):
         *,
         dtype: jnp.dtype = FLOAT32,
         segments: int = 0,
+        classes: Float[Array, "B S K"] | None = None,
+        hints: Hints | None = None,
         key: PRNGKeyArray | None = None,
         remat: Remat = "none",
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
         """Returns the normed last hidden states and the use of the router; for the rest see `Decoder`."""
         x = self.embed(tokens, images, dtype, remat)
-        return self.decoder(x, positions, segment_ids, segments=segments, key=key, remat=remat)
+        return self.decoder(
+            x, positions, segment_ids, segments=segments, classes=classes, hints=hints, key=key, remat=remat
+        )
 
     def __call__(
-        self, tokens: Int[Array, "B S"], images: Array, positions: Int[Array, "B S"], segment_ids: Int[Array, "B S"]
+        self,
+        tokens: Int[Array, "B S"],
+        images: Array,
+        positions: Int[Array, "B S"],
+        segment_ids: Int[Array, "B S"],
+        hints: Hints | None = None,
     ) -> Float[Array, "B S V"]:
-        """Returns float32 logits of every position, computed in float32."""
-        return self.decoder.logits(self.hidden(tokens, images, positions, segment_ids)[0])
+        """Returns float32 logits of every position, computed in float32; for `hints` see `Decoder`."""
+        return self.decoder.logits(self.hidden(tokens, images, positions, segment_ids, hints=hints)[0])

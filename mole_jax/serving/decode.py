@@ -47,7 +47,7 @@ def programs(mesh: Mesh) -> Programs:
     """Returns the programs on a mesh. The tokens come out whole on every device, so that any process can read them."""
     rows, whole = batch_sharding(mesh), replicated(mesh)
     kv = NamedSharding(mesh, partition("layers", "batch", None, "kv_heads", None))
-    out = State(Cache(kv, kv, rows), rows, whole, whole, whole)  # pyright: ignore[reportArgumentType]
+    out = State(Cache(kv, kv, rows, rows), rows, whole, whole, whole)  # pyright: ignore[reportArgumentType]
     static = ("graph", "dtype", "eos_id")
     return Programs(
         jax.jit(_prefill, static_argnames=(*static, "capacity"), out_shardings=out),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +54,17 @@ class ModelSpec:
         """Makes these arrays from the seed, each on its devices; the values do not depend on the mesh."""
         if not abstract:
             return {}
+        shardings = {path: leaf.sharding for path, leaf in abstract.items()}
+        return jax.jit(self.maker(abstract), static_argnums=0, out_shardings=shardings)(seed)
 
-        def make() -> dict[str, jax.Array]:
-            model = Llava(self.arch, Adapters(self.adapter), streams(seed))
-            leaves = declared(model)
+    def maker(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Callable[[int | jax.Array], dict[str, jax.Array]]:
+        """Returns the function that makes these arrays from a seed."""
+
+        def make(seed: int | jax.Array) -> dict[str, jax.Array]:
+            leaves = declared(Llava(self.arch, Adapters(self.adapter), streams(seed)))
             return {path: leaves[path][...].astype(leaf.dtype) for path, leaf in abstract.items()}
 
-        return jax.jit(make, out_shardings={path: leaf.sharding for path, leaf in abstract.items()})()
+        return make
 
 
 def place(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from mole_jax.adapters.balance import RouterUse, balance_loss_sum
 from mole_jax.config import Config
+from mole_jax.model.decoder import Hints
 from mole_jax.model.llava import Llava
 from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Parameter, Tree
@@ -44,12 +45,27 @@ class Sums(NamedTuple):
     """Negative log-likelihood of the supervised tokens of each domain, in nats."""
     tokens: Float[Array, " domains"]
     """Supervised tokens of each domain."""
+    rows: Int[Array, ""]
+    """Rows with any supervised token."""
+    right: Int[Array, ""]
+    """Rows in which every supervised token is the likeliest one. Where a row is one example with one answer, greedy
+    decoding would give just that answer."""
     balance: Float[Array, ""]
     """Balance loss summed over segments."""
-    entropy: Float[Array, ""]
-    """Router entropy summed over tokens, mean over layers, in nats."""
+    entropy: Float[Array, " L"]
+    """Router entropy of each layer summed over tokens, in nats."""
     use: Float[Array, "domains L E"]
     """Tokens of each domain that each layer sent to each expert."""
+
+
+def hints(batch: Arrays) -> Hints:
+    """Returns what routers may look at besides the tokens."""
+    segments, mask = batch["segment_ids"], batch["loss_mask"]
+    before = jnp.cumsum(mask, axis=1) - mask  # supervised targets of the row so far
+    start = jnp.where(batch["positions"] == 0, before, 0)
+    # Nothing is supervised twice, so the latest start of a segment is the largest one.
+    first = before == jax.lax.cummax(start, axis=1)
+    return Hints((segments > 0) & first, batch["domain_ids"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +87,26 @@ class Forward:
             batch["segment_ids"],
             dtype=jnp.dtype(config.model.compute_dtype),
             segments=config.data.examples_per_row,
+            hints=hints(batch),
             key=key,
             remat=config.model.remat,
         )
         mask = batch["loss_mask"].astype(jnp.float32)
+        losses, likeliest = token_losses(model.decoder, hidden, batch["targets"])
         # Masked rather than multiplied: a NaN at an unsupervised position must not reach the sum.
-        losses = jnp.where(mask > 0, token_losses(model.decoder, hidden, batch["targets"]), 0.0)
+        losses = jnp.where(mask > 0, losses, 0.0)
         of_domain = jax.nn.one_hot(batch["domain_ids"], domains)
+        answered = mask.any(axis=1)
+        right = answered & (likeliest | (mask == 0)).all(axis=1)
+        rows = answered.sum(), right.sum()
         by_domain = jnp.einsum("bs,bsm->m", losses, of_domain), jnp.einsum("bs,bsm->m", mask, of_domain)
         if use is None:
-            return Sums(*by_domain, jnp.zeros(()), jnp.zeros(()), jnp.zeros((domains, 0, 0)))
+            return Sums(*by_domain, *rows, jnp.zeros(()), jnp.zeros(0), jnp.zeros((domains, 0, 0)))
         return Sums(
             *by_domain,
+            *rows,
             balance=balance_loss_sum(use, config.adapter.balance_loss),
-            entropy=use.entropy.sum() / use.entropy.shape[0],
+            entropy=use.entropy.sum(axis=(1, 2)),
             use=self.use_by_domain(use, batch),
         )
 
@@ -109,10 +131,15 @@ class StepMaker:
     direction: optax.GradientTransformation
     factor: Schedule
 
-    def train_step(self, state: TrainState, frozen: Tree, batch: Arrays) -> tuple[TrainState, dict[str, Array]]:
-        """Applies one update; leaves parameters and moments as they are if loss or gradient is not finite."""
+    def train_step(
+        self, state: TrainState, frozen: Tree, batch: Arrays, seed: Int[Array, ""] | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Applies one update; leaves parameters and moments as they are if loss or gradient is not finite.
+
+        `seed` is that of dropout. None: the config's.
+        """
         config = self.config
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), state.step)
         # Of the whole batch, so that its pieces add up to the gradient of the undivided batch.
         tokens = jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
         segments = jnp.maximum(batch["segment_ids"].max(axis=1).sum(), 1).astype(jnp.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,9 +15,10 @@ from mole_jax.parallel import hosts
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.sharding import reader
 from mole_jax.training.flops import step_flops
+from mole_jax.training.routing_watch import RoutingWatch
 from mole_jax.training.setup import Run
 from mole_jax.training.summary import speed_metrics, step_metrics
-from mole_jax.training.telemetry import MetricsWriter, Progress
+from mole_jax.training.telemetry import MetricsWriter, Progress, record_events
 
 BAD_STEPS_FILE = "bad_steps.jsonl"
 
@@ -37,6 +37,9 @@ class StepLog:
         self._pending: tuple[int, Batch, Mapping[str, Any]] | None = None
         self._bad_in_a_row = 0
         self._readers = reader(run.mesh)[1]
+        # Routed by domain there is no router to watch.
+        watched = run.config.adapter.kind == "mole" and run.config.adapter.route_by != "domain"
+        self._watch = RoutingWatch(run.config, run.workdir, progress.say) if watched and writer is not None else None
         self.restart_clock()
 
     @property
@@ -70,6 +73,8 @@ class StepLog:
         self._bad_in_a_row = 0 if host["finite"] else self._bad_in_a_row + 1
         if not host["finite"]:
             self._report_bad(step, batch, host)
+        elif self._watch is not None:
+            self._watch.add(step, host["sums"].use)
         if step % self._run.config.train.log_every and step != self._run.total_steps:
             return
         now = time.perf_counter()
@@ -85,7 +90,14 @@ class StepLog:
         self.restart_clock()
         if self._writer is not None:
             self._writer.write(step, metrics)
+            if self._watch is not None and self._pictured(step):
+                self._watch.draw(step, self._writer)
         self._progress.update(step, metrics)
+
+    def _pictured(self, step: int) -> bool:
+        """Returns whether this recorded step is the last one, or the first since a checkpoint was due."""
+        config = self._run.config
+        return step % config.checkpoint.every < config.train.log_every or step == self._run.total_steps
 
     def _report_bad(self, step: int, batch: Batch, host: Mapping[str, Any]) -> None:
         found = hosts.gathered("bad step", [record for row in batch.record_ids for record in row])
@@ -96,14 +108,5 @@ class StepLog:
             f"step {step}: loss {host['total_loss']} or gradient norm {host['grad_norm']} is not finite; not applied "
             f"({self._bad_in_a_row} in a row). Records: {', '.join(records[:8])}{' …' if len(records) > 8 else ''}"
         )
-        event = {
-            "step": step,
-            "loss": str(host["total_loss"]),
-            "grad_norm": str(host["grad_norm"]),
-            "records": records,
-        }
-        # A resumed run takes steps again: their earlier events go.
-        file = self._run.workdir / BAD_STEPS_FILE
-        before = file.read_text().splitlines() if file.exists() else []
-        kept = [line for line in before if json.loads(line)["step"] < step]
-        file.write_text("\n".join([*kept, json.dumps(event)]) + "\n")
+        event = {"loss": str(host["total_loss"]), "grad_norm": str(host["grad_norm"]), "records": records}
+        record_events(self._run.workdir / BAD_STEPS_FILE, step, [event])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mole_jax.evaluation.routing_statistics import entropy, mutual_information, shares
 from mole_jax.training.step import Sums
 
 
@@ -16,7 +17,11 @@ def step_metrics(step_output: Mapping[str, Any], domains: Sequence[str]) -> dict
 
     A domain without a supervised token in the batch has no ``loss/<domain>``. ``router/use/<domain>/expert<e>``
     is the share of the domain's tokens sent to the expert, averaged over layers; ``router/max_share`` is
-    the largest share that one expert has in any layer, 1 where a layer has collapsed.
+    the largest share that one expert has in any layer, 1 where a layer has collapsed. By layer, in nats, there are
+    ``router/entropy/layer<l>``, the mean entropy of the router's probabilities,
+    ``router/load_entropy/layer<l>``, the entropy of the experts' shares (log E when they are equal, 0 when one
+    expert takes all), and, of a batch with several domains, ``router/specialisation/layer<l>``, the mutual
+    information of expert and domain.
     """
     sums: Sums = step_output["sums"]
     losses, tokens = np.asarray(sums.losses, np.float64), np.asarray(sums.tokens, np.float64)
@@ -30,12 +35,19 @@ def step_metrics(step_output: Mapping[str, Any], domains: Sequence[str]) -> dict
     if not use.size or not use.sum():
         return metrics
     routed = use[:, 0].sum()
-    metrics["router/entropy"] = float(sums.entropy) / routed
+    entropies = np.asarray(sums.entropy, np.float64) / routed
+    metrics["router/entropy"] = float(entropies.mean())
+    metrics |= {f"router/entropy/layer{layer}": float(value) for layer, value in enumerate(entropies)}
     metrics["router/max_share"] = float((use.sum(axis=0) / use.sum(axis=(0, 2))[:, None]).max())
+    by_layer = {"load_entropy": entropy(shares(use.sum(axis=0)))}
+    if np.count_nonzero(use.sum(axis=(1, 2))) > 1:
+        by_layer["specialisation"] = mutual_information(use)
+    for name, values in by_layer.items():
+        metrics |= {f"router/{name}/layer{layer}": float(value) for layer, value in enumerate(values)}
     for name, of_domain in zip(domains, use, strict=True):
         if of_domain.sum():
-            shares = (of_domain / of_domain.sum(axis=-1, keepdims=True)).mean(axis=0)
-            metrics |= {f"router/use/{name}/expert{e}": float(share) for e, share in enumerate(shares)}
+            means = shares(of_domain).mean(axis=0)
+            metrics |= {f"router/use/{name}/expert{e}": float(share) for e, share in enumerate(means)}
     return metrics
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+import numpy as np
 from etils import epath
+from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -68,6 +71,11 @@ class MetricsWriter:
         if time.monotonic() - self._uploaded > REMOTE_FLUSH_SECONDS:
             self.flush()
 
+    def picture(self, step: int, name: str, png: bytes) -> None:
+        """Shows a PNG in TensorBoard."""
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        self._events.add_image(name, pixels, step, dataformats="HWC")
+
     def flush(self) -> None:
         """Makes all that was written visible to readers."""
         if self._remote:
@@ -92,6 +100,16 @@ class MetricsWriter:
 def read_metrics(workdir: os.PathLike[str] | str) -> list[dict[str, Any]]:
     """The objects of `workdir/metrics.jsonl` in order; a last line cut short by a crash is left out."""
     return [json.loads(line) for line in _lines_up_to(epath.Path(workdir) / METRICS_FILE, math.inf)]
+
+
+def record_events(file: epath.Path, step: int, events: Sequence[Mapping[str, Any]]) -> None:
+    """Adds what happened at `step` to a file of JSON lines, each with its ``step``.
+
+    A resumed run takes steps again: their earlier events go.
+    """
+    before = file.read_text().splitlines() if file.exists() else []
+    kept = [line for line in before if json.loads(line)["step"] < step]
+    file.write_text("".join(line + "\n" for line in [*kept, *(json.dumps({"step": step, **one}) for one in events)]))
 
 
 def _lines_up_to(path: epath.Path, step: float | None) -> list[str]:

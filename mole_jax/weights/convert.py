@@ -73,6 +73,13 @@ def convert(
 def _check(source: Source, to: str, expert: int | None, *, where: str) -> None:
     """Refuses what cannot be, before a long time of loading."""
     adapter = source.adapter
+    if to not in ("run", "mole") and adapter.kind == "mole":
+        for field, usual in (("shared_rank", 0), ("route_by", "token"), ("shared_router", False)):
+            if getattr(adapter, field) != usual:
+                raise UserError(
+                    f"{where}: adapter.{field} is {getattr(adapter, field)}, for which --to {to} has no place; "
+                    "use --to mole or --to run"
+                )
     if expert is not None:
         if to not in ("hf", "peft"):
             raise UserError(f"--expert: goes with --to hf or --to peft, not with --to {to}")

@@ -16,6 +16,7 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig, ImageAspect, ModelConfig, PromptName
+from mole_jax.config_json import identity
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture, preset
 from mole_jax.weights import hf, llava_mole, mixlora, mole_folder, peft, run
@@ -125,7 +126,7 @@ class RunSource:
 
     def content_hash(self) -> str:
         # Over the arrays, not the files: orbax lays the same arrays out in other bytes at another time.
-        digest = hashlib.sha256(f"{self.architecture} {self.adapter} {self.meta.base_hash}".encode())
+        digest = hashlib.sha256(f"{self.architecture} {identity(self.adapter)} {self.meta.base_hash}".encode())
         for path, leaf in run.stored_leaves(self.folder, self.step).items():
             digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
             for part in leaf if leaf.stacked else (np.asarray(leaf),):

@@ -61,7 +61,7 @@ def test_hidden_states_logits_and_loss(golden):
 
     labels = golden.expected["labels"]
     targets = np.where(labels[:, 1:] == -100, 0, labels[:, 1:])
-    losses = token_losses(golden.model.decoder, hidden[:, :-1], jnp.asarray(targets, jnp.int32))
+    losses = token_losses(golden.model.decoder, hidden[:, :-1], jnp.asarray(targets, jnp.int32))[0]
     supervised = labels[:, 1:] != -100
     np.testing.assert_allclose(losses[supervised].mean(), golden.expected["loss"], **TOLERANCE)
 

@@ -140,7 +140,7 @@ def lowered(kind: str, mesh: MeshConfig, vocab: int):
     def loss(trainable, frozen, tokens):
         decoder = nnx.merge(graph, trainable, frozen)
         x, _ = decoder(decoder.embed(tokens, np.dtype("float32")), tokens, tokens)
-        return token_losses(decoder, x, tokens).sum()
+        return token_losses(decoder, x, tokens)[0].sum()
 
     with jax.set_mesh(devices):
         return jax.jit(loss).lower(trainable, frozen, tokens).compile().as_text()

@@ -13,6 +13,7 @@ from flax import nnx
 from mole_jax.config import AdapterConfig, DecodingConfig, MeshConfig
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.model.architecture import PRESETS
+from mole_jax.model.decoder import Hints
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import parameter_sharding
 from mole_jax.parameters import AdapterParam, RouterParam, unflatten
@@ -27,9 +28,9 @@ EOS = 2
 GREEDY = DecodingConfig(max_new_tokens=40)
 
 
-def mole(gradient="straight_through", mesh=MeshConfig(data=1)):  # noqa: B008  a frozen dataclass
+def mole(gradient="straight_through", mesh=MeshConfig(data=1), **adapter):  # noqa: B008  a frozen dataclass
     """Returns (spec, mesh, arrays on it) of a model whose adapters and routers are random and strong."""
-    spec = ModelSpec.of(ARCH, AdapterConfig(rank=2, alpha=4.0, experts=4, router_gradient=gradient))
+    spec = ModelSpec.of(ARCH, AdapterConfig(rank=2, alpha=4.0, experts=4, router_gradient=gradient, **adapter))
     devices = make_mesh(mesh)
     leaves = place(spec, RandomSource(ARCH, 0), devices, ("adapters", "router"), "float32", 0)
     for i, (path, one) in enumerate(spec.declarations.items()):
@@ -63,12 +64,17 @@ def trained():
 
 
 @pytest.mark.parametrize(
-    "gradient",
-    ["straight_through", "dense", *(pytest.param(one, marks=pytest.mark.slow) for one in ("none", "gate_scaled"))],
+    ("gradient", "adapter"),
+    [
+        ("straight_through", {}),
+        ("dense", {}),
+        ("straight_through", {"route_by": "instance", "shared_router": True, "shared_rank": 2}),
+        *(pytest.param(one, {}, marks=pytest.mark.slow) for one in ("none", "gate_scaled")),
+    ],
 )
-def test_greedy_answers_are_the_argmax_of_the_training_forward(gradient):
+def test_greedy_answers_are_the_argmax_of_the_training_forward(gradient, adapter):
     """At every position, for unequal prompts with and without images, in batches of different rows and padding."""
-    spec, mesh, params = mole(gradient)
+    spec, mesh, params = mole(gradient, **adapter)
     answers = sampler(spec, mesh)(params, {}, PROMPTS)
     rows = [np.concatenate([one.tokens, answer]) for one, answer in zip(PROMPTS, answers, strict=True)]
     shape = (len(rows), max(map(len, rows)))
@@ -84,7 +90,9 @@ def test_greedy_answers_are_the_argmax_of_the_training_forward(gradient):
     @jax.jit
     def best(params):
         positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-        return jnp.argmax(nnx.merge(spec.graph, params)(tokens, images, positions, segments), axis=-1)
+        asked = positions < jnp.asarray([[len(one.tokens)] for one in PROMPTS])
+        told = Hints(asked, jnp.zeros(shape, jnp.int32))
+        return jnp.argmax(nnx.merge(spec.graph, params)(tokens, images, positions, segments, told), axis=-1)
 
     for one, answer, expected in zip(PROMPTS, answers, np.asarray(best(params)), strict=True):
         ended = [EOS] if len(answer) < GREEDY.max_new_tokens else []

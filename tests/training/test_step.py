@@ -113,6 +113,23 @@ def test_devices_and_pieces_give_the_update_of_one_large_batch(data, batch, one_
     np.testing.assert_allclose(trainer(batch)["total_loss"], second["total_loss"], rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "adapter", [{"route_by": "instance", "shared_router": True, "shared_rank": 2}, {"route_by": "domain"}], ids=str
+)
+def test_devices_route_by_instance_and_domain_as_one_does(data, batch, adapter):
+    evaluation = {"generate": False}
+    one, many = (
+        Trainer(tiny.config(data, adapter=FOUR_EXPERTS | adapter, mesh=mesh, evaluation=evaluation))
+        for mesh in ({"data": 1}, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2})
+    )
+    first, output = one(batch), many(batch)
+    np.testing.assert_allclose(output["total_loss"], first["total_loss"], rtol=1e-5)
+    np.testing.assert_array_equal(output["sums"].use, first["sums"].use)
+    expected = one.gradients()
+    for path, leaf in many.gradients().items():
+        np.testing.assert_allclose(leaf, expected[path], atol=1e-5 * np.abs(expected[path]).max(), err_msg=path)
+
+
 def test_pieces_are_weighted_by_their_supervised_tokens(data, batch):
     """Half the rows lose all supervision but one token: unequal pieces still give the large batch's gradient."""
     uneven = {**batch, "loss_mask": batch["loss_mask"].copy()}
