@@ -21,6 +21,7 @@ from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture, 
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch
 from mole_jax.parameters import cut
+from mole_jax.study.config import equal_parameters, plain
 from mole_jax.training.setup import compiled_step, prepare
 from mole_jax.training.state import ModelSpec, place
 from mole_jax.weights.source import RandomSource
@@ -31,15 +32,12 @@ GROUPS = {"none": ("projector",), "lora": ("adapters",), "mole": ("adapters", "r
 def variants(rank: int, experts: int, arch: DecoderArchitecture) -> dict[str, AdapterConfig]:
     """Plain LoRA first: the others are compared with it."""
     mole = AdapterConfig(kind="mole", rank=rank, alpha=2.0 * rank, experts=experts)
-    lora = dataclasses.replace(mole, kind="lora")
-    attention = 2 * arch.heads * arch.head_dim + 2 * arch.kv_heads * arch.head_dim + 4 * arch.width
-    mlp = 3 * (arch.width + arch.mlp_width)
-    equal = round(rank * (attention + experts * mlp) / (attention + mlp))
+    equal = equal_parameters(mole, arch)
     return {
-        f"LoRA r={rank}": lora,
+        f"LoRA r={rank}": plain(mole),
         f"MoLE E={experts} r={rank}": mole,
         f"MoLE E={experts} r={rank} dense": dataclasses.replace(mole, router_gradient="dense"),
-        f"LoRA r={equal} (equal parameters)": dataclasses.replace(lora, rank=equal, alpha=2.0 * equal),
+        f"LoRA r={equal.rank} (equal parameters)": equal,
         f"MoLE E={experts} r={rank} grouped": dataclasses.replace(mole, expert_path="grouped"),
     }
 

@@ -28,9 +28,12 @@ CONFIGS = ("llava15_7b_mole", "llava15_13b_mole")
 TOPOLOGIES = ("v5e:4x4", "v5p:2x2x4", "v6e:4x4", "h200:8")
 
 
-def plan(config: str, topology: str, cache: Path, depths: Sequence[int] | None = DEPTHS) -> Prediction:
-    """Predicts one of the shipped recipes, as it is."""
-    return predict(cli.load_config(str(ROOT / "configs" / f"{config}.py")), topology, cache=cache, depths=depths)
+def plan(
+    config: str, topology: str, cache: Path, overrides: Sequence[str], depths: Sequence[int] | None = DEPTHS
+) -> Prediction:
+    """Predicts one of the shipped recipes."""
+    loaded = cli.load_config(str(ROOT / "configs" / f"{config}.py"), overrides)
+    return predict(loaded, topology, cache=cache, depths=depths)
 
 
 def table(plans: dict[tuple[str, str], Prediction]) -> str:
@@ -66,21 +69,24 @@ def main() -> None:
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, metavar="NAME")
     parser.add_argument("--whole", nargs=2, metavar=("CONFIG", "TOPOLOGY"), help="compile one of all layers, compare")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--dropout", type=float, help="instead of the recipes' own; 0 compiles several times faster")
     parser.add_argument("--cache", default="~/.cache/mole_jax/plan", metavar="DIR")
     flags = parser.parse_args()
     no_accelerator()
     cache = Path(flags.cache).expanduser()
+    overrides = [] if flags.dropout is None else ["--adapter.dropout", str(flags.dropout)]
     if flags.whole:
         config, topology = flags.whole
-        print(off(plan(config, topology, cache), plan(config, topology, cache, None)))
+        print(off(plan(config, topology, cache, overrides), plan(config, topology, cache, overrides, None)))
         return
     plans = {}
     for config in flags.configs:
         layers = architecture_of(cli.load_config(str(ROOT / "configs" / f"{config}.py"))).decoder.layers
         for topology in flags.topologies:
             print(f"{config} ({layers} layers) for {topology}", file=sys.stderr)
-            plans[config, topology] = plan(config, topology, cache)
-    text = f"{table(plans)}\n\njax {jax.__version__}, {DEPTHS[0]} and {DEPTHS[1]} layers compiled."
+            plans[config, topology] = plan(config, topology, cache, overrides)
+    dropout = "" if flags.dropout is None else f", dropout {flags.dropout}"
+    text = f"{table(plans)}\n\njax {jax.__version__}, {DEPTHS[0]} and {DEPTHS[1]} layers compiled{dropout}."
     print(text)
     if flags.write:
         write(PAGE, text)

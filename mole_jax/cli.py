@@ -107,22 +107,28 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (try --help)")
 
 
-def _execute(path: str) -> Config:
+def execute[T](path: str, function: str, kind: type[T]) -> T:
+    """Returns what a function of a Python file returns, which must be a `kind`; raises `UserError` in one line."""
     if not Path(path).is_file():
         raise UserError(f"--config: no such file '{path}'")
+    expected = f"{kind.__module__}.{kind.__name__}"
     try:
-        get_config = runpy.run_path(path).get("get_config")
-        if not callable(get_config):
-            raise UserError(f"{path}: defines no function get_config() that returns a mole_jax.config.Config")
-        config = get_config()
+        get = runpy.run_path(path).get(function)
+        if not callable(get):
+            raise UserError(f"{path}: defines no function {function}() that returns a {expected}")
+        value = get()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}{_line(error, path)}: {_reason(error)}") from None
-    if not isinstance(config, Config):
-        raise UserError(f"{path}: get_config() returns {config!r:.80}, expected a mole_jax.config.Config")
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: {function}() returns {value!r:.80}, expected a {expected}")
+    return value
+
+
+def _execute(path: str) -> Config:
     try:
-        return typed(config)
+        return typed(execute(path, "get_config", Config))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

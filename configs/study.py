@@ -1,0 +1,130 @@
+"""The data-conflict study at a scale that two CPU cores manage: docs/study.md.
+
+    python -m mole_jax.study --config configs/study.py --workdir runs/study/report
+
+makes the base and the data, and runs and reports the study: hours from nothing.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from mole_jax.config import (
+    AdapterConfig,
+    Config,
+    DataConfig,
+    DomainConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from mole_jax.model.architecture import preset
+from mole_jax.study.config import Curve, Section, Study, equal_parameters, plain
+
+FOLDER = Path("runs/study")
+DOMAINS = ("general", "document", "biomedical")
+EACH = {name: {name: 1.0} for name in DOMAINS}
+MIX = dict.fromkeys(DOMAINS, 1.0)
+
+SEEDS = (10, 11, 12, 13, 14)
+"""None of those that the defaults were chosen on (configs/study_choice.py); nor are the data."""
+DATA_SEED = 2
+DEGREES = (0.0, 0.5, 1.0)
+DEGREE = 0.5
+"""The degree of the main part, fixed by plain LoRA's curve alone."""
+
+MOLE = AdapterConfig(kind="mole", experts=3, rank=4, alpha=8.0, dropout=0.0)
+GRADIENTS = ("straight_through", "none", "gate_scaled", "dense")
+
+
+def data_folder(degree: float, seed: int) -> Path:
+    return FOLDER / f"data_{degree:g}_{seed}"
+
+
+def setting(degree: float, seed: int) -> Config:
+    """Returns what all runs on the domains that conflict to this degree share."""
+    data = data_folder(degree, seed)
+    return Config(
+        model=ModelConfig(base=str(FOLDER / "base"), frozen_dtype="float32", compute_dtype="float32", remat="none"),
+        data=DataConfig(
+            domains=tuple(DomainConfig(name, str(data / name / "train.json")) for name in DOMAINS),
+            prompt="no_system",
+            sequence_length=96,
+            examples_per_row=2,
+            images_per_row=2,
+        ),
+        optimizer=OptimizerConfig(learning_rate=5e-3),
+        train=TrainConfig(batch_rows=2, trainable=("adapters", "router"), log_every=50),
+        mesh=MeshConfig(data=1),
+        evaluation=EvaluationConfig(
+            tasks=tuple(TaskConfig(name, str(data / name / "test.json")) for name in DOMAINS),
+            generate=False,
+            at_start=False,
+            batch_size=100,
+        ),
+    )
+
+
+def prepare(degrees: tuple[float, ...], seed: int) -> None:
+    """Makes the domains and the base where they are not there yet."""
+    from etils import epath
+
+    from configs import study_base, study_questions
+    from mole_jax.data import synthetic
+    from mole_jax.training.loop import train
+    from mole_jax.weights.run import latest_step
+
+    for degree in degrees:
+        synthetic.generate(data_folder(degree, seed), seed=seed, train=2000, test=200, disagreement=degree)
+    for name, made in (("captioner", study_base), ("base", study_questions)):
+        config, folder = made.get_config(), epath.Path(FOLDER / name).absolute()
+        if latest_step(folder) != config.train.steps:
+            made.make_data()
+            train(config, folder)
+
+
+def get_study() -> Study:
+    lora, equal = plain(MOLE), equal_parameters(MOLE, preset("study").decoder)
+    names = {"lora": f"LoRA r={MOLE.rank}", "equal": f"LoRA r={equal.rank}"}
+    moles = {
+        f"MoLE E=3 r={MOLE.rank} {gradient}": dataclasses.replace(MOLE, router_gradient=gradient)
+        for gradient in GRADIENTS
+    }
+    chosen = next(iter(moles))
+    sections = [
+        Section("main", {**EACH, "mix": MIX}, {names["lora"]: lora}),
+        Section("main", {"mix": MIX}, {chosen: MOLE, names["equal"]: equal}),
+        Section("main", {"twice": dict.fromkeys(DOMAINS, 2.0)}, {names["lora"]: lora}),
+    ]
+    points = []
+    for degree in DEGREES:
+        here = degree == DEGREE
+        names_of = {name: name if here else f"{name} at {degree:g}" for name in (*DOMAINS, "mix")}
+        if not here:
+            mixtures = {names_of[name]: EACH.get(name, MIX) for name in names_of}
+            sections.append(Section("conflict", mixtures, {names["lora"]: lora}, run=setting(degree, DATA_SEED)))
+        own = {name: f"{names_of[name]} / {names['lora']}" for name in DOMAINS}
+        points.append((degree, f"{names_of['mix']} / {names['lora']}", own))
+    sections.append(Section("router gradient", {"mix": MIX}, moles))
+    return Study(
+        name="three domains that conflict",
+        run=setting(DEGREE, DATA_SEED),
+        unit_steps=500,
+        seeds=SEEDS,
+        sections=tuple(sections),
+        baseline=names["lora"],
+        comparisons=tuple(
+            (f"mix / {chosen}", other)
+            for other in (
+                f"mix / {names['lora']}",
+                f"mix / {names['equal']}",
+                f"twice / {names['lora']}",
+                *(f"mix / {name}" for name in list(moles)[1:]),
+            )
+        ),
+        curves=(Curve("conflict", "share of names that the domains disagree on", tuple(points)),),
+        together=5,
+        prepare=lambda: prepare(DEGREES, DATA_SEED),
+    )

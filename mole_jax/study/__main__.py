@@ -1,0 +1,58 @@
+"""``python -m mole_jax.study``: mixtures x adapters x seeds, and the report of what they say."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mole_jax import cli
+from mole_jax.errors import UserError, run_door
+from mole_jax.parallel.launch import add_flags
+
+SLICE, SLICES = "MEGASCALE_SLICE_ID", "MEGASCALE_NUM_SLICES"
+"""What TPU pods of several slices set on every host."""
+
+
+def main() -> None:
+    parser = cli.Parser(prog="python -m mole_jax.study", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_study() -> Study")
+    parser.add_argument("--workdir", required=True, help="folder of the runs and the report; the same call goes on")
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="run every N-th arm from the I-th (0 is the first); default: the slice of a TPU pod of several, each of "
+        "which then runs its arms by itself",
+    )
+    parser.add_argument("--report", action="store_true", help="run nothing, make the report of what is done")
+    add_flags(parser)
+    flags = parser.parse_args()
+    part, parts = _part(flags)
+    from mole_jax.parallel import hosts
+    from mole_jax.study import report, runner
+    from mole_jax.study.config import Study
+    from mole_jax.weights.run import absolute
+
+    study, workdir = cli.execute(flags.config, "get_study", Study), absolute(flags.workdir)
+    with hosts.joined(flags, preemptible=True):
+        if not flags.report:
+            runner.run(study, workdir, part=part, parts=parts)
+        if hosts.is_first():
+            print(report.write(workdir))
+            print(f"report: {workdir / 'report.md'}")
+
+
+def _part(flags: argparse.Namespace) -> tuple[int, int]:
+    if flags.part is None:
+        found = int(os.environ.get(SLICE, 0)), int(os.environ.get(SLICES, 1))
+        # Each slice is then a job of its own, and must not wait for the others.
+        for name in [name for name in os.environ if name.startswith("MEGASCALE_")]:
+            del os.environ[name]
+        return found
+    first, slash, last = flags.part.partition("/")
+    if not (slash and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise UserError(f"--part {flags.part}: give two numbers I/N with I under N, such as 0/4")
+    return int(first), int(last)
+
+
+if __name__ == "__main__":
+    run_door(main)

@@ -1,0 +1,184 @@
+"""The report of a study: `report.md`, `report.json` and the figures, from the files that its runs left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Collection, Sequence
+
+from etils import epath
+
+from mole_jax.evaluation.answers import write_whole
+from mole_jax.evaluation.tables import ABSENT, Rows, aligned, markdown, number
+from mole_jax.study import figures
+from mole_jax.study.analysis import MEAN, Analysis, Comparison, Cost, analyse, sections
+from mole_jax.study.finding import finding
+from mole_jax.study.results import MAIN, Arm, Gap, Study, read
+from mole_jax.study.words import difference, interval, p_value, score
+
+_READING = (
+    "Scores are {score} in per cent, differences are in points. In brackets: 95 % Student-t intervals over seeds. They "
+    "hold the chance of training, not that of the choice of questions, which all runs share. Differences are paired by "
+    "seed. The step time is the ratio of the median step to that of {baseline} on the same mixture, if as many seeds "
+    "ran together."
+)
+_CONFLICT = (
+    "Rows are mixtures, columns the domain that is asked. In parentheses: the difference from the run that saw this "
+    "domain alone, with as many samples of it. These intervals are not corrected for their number. Grey in the figure: "
+    "a domain that the mixture does not hold."
+)
+_COMPARISONS = (
+    "A - B on the mean of the domains, by paired t-test; p is corrected for {count} comparisons (Holm). The verdict is "
+    "of A, by that p against 0.05; the interval is not corrected, nor are the differences by domain."
+)
+_EXPERTS = (
+    "Mutual information of expert and domain: 0 where every domain uses the experts alike, at most the logarithm of "
+    "the smaller of their numbers. Mean over layers and seeds. The figures show the first seed: experts have no order, "
+    "so their shares have no mean over seeds."
+)
+_WIDTH = 120
+
+
+def write(folder: epath.Path) -> str:
+    """Writes ``report.md``, ``report.json`` and ``plots/*.png`` into the study's folder.
+
+    Returns:
+        The finding and the main table, for a terminal.
+
+    Raises:
+        UserError: there is no study, or one of its files is malformed.
+    """
+    study = read(folder)
+    analysis = analyse(study)
+    said = finding(study, analysis)
+    drawn = figures.draw(study, analysis)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    for name, data in drawn.items():
+        (folder / "plots" / f"{name}.png").write_bytes(data)
+    write_whole(folder / "report.json", json.dumps(_values(study, analysis, said), indent=1))
+    write_whole(folder / "report.md", _page(study, analysis, said, drawn))
+    return f"{textwrap.fill(said, _WIDTH)}\n\n{aligned(_arm_rows(study, analysis, study.section(MAIN)))}"
+
+
+def _page(study: Study, analysis: Analysis, said: str, drawn: Collection[str]) -> str:
+    def pictures(*names: str) -> list[str]:
+        return [f"![{name}](plots/{name}.png)\n" for name in names if name in drawn]
+
+    parts = [f"# {study.name}\n", f"{said}\n", f"{_READING.format(score=study.score, baseline=study.baseline)}\n"]
+    if analysis.conflict:
+        parts += [f"## Conflict of {study.baseline}\n", f"{_CONFLICT}\n", *pictures("conflict")]
+        parts += [markdown(_cost_rows(study, analysis.conflict, "mixture"))]
+    if analysis.adapters:
+        title = f"## The other adapters on {analysis.mixture}, against the single-domain runs of {study.baseline}\n"
+        parts += [title, markdown(_cost_rows(study, analysis.adapters, "adapter"))]
+    parts += ["## Main table\n", *pictures("scores"), markdown(_arm_rows(study, analysis, study.section(MAIN)))]
+    if analysis.comparisons:
+        parts += ["## Comparisons\n", f"{_COMPARISONS.format(count=len(analysis.comparisons))}\n"]
+        parts += [markdown(_comparison_rows(study, analysis.comparisons))]
+    for name in sections(study):
+        parts += [f"## {name.capitalize()}\n", markdown(_arm_rows(study, analysis, study.section(name)))]
+    for curve in study.curves:
+        parts += [f"## Curve: {curve.name}\n", *pictures(figures.curve_name(curve))]
+        parts += [markdown(_curve_rows(study, analysis, curve.name, curve.axis))]
+    if analysis.experts:
+        uses = pictures(*(name for name in drawn if name.startswith("experts_")))
+        parts += ["## Expert use by domain\n", f"{_EXPERTS}\n", markdown(_expert_rows(analysis)), *uses]
+    parts += ["## Runs and questions\n", *_account(study)]
+    return "\n".join(parts)
+
+
+def _arm_rows(study: Study, analysis: Analysis, arms: Sequence[Arm]) -> Rows:
+    rows = [["arm", "seeds", MEAN, *study.domains, "held-out loss", "trainable", "steps", "step time"]]
+    for arm in arms:
+        result = analysis.result(arm)
+        rows.append(
+            [
+                arm.name,
+                f"{result.seeds}" if result.seeds == len(study.seeds) else f"{result.seeds} of {len(study.seeds)}",
+                *(score(result.scores[name]) for name in (MEAN, *study.domains)),
+                number(result.loss and result.loss.mean, ".3f"),
+                f"{arm.trainable:,}",
+                f"{arm.steps:,}",
+                ABSENT if result.step_time is None else f"{result.step_time:.2f}x",
+            ]
+        )
+    return rows
+
+
+def _cost_rows(study: Study, costs: Sequence[Cost], heading: str) -> Rows:
+    rows = [[heading, MEAN, *study.domains]]
+    for cost in costs:
+        cells = []
+        for name in (MEAN, *study.domains):
+            found, own = cost.scores[name], cost.arm.adapter == study.baseline and cost.arm.shares == {name: 1.0}
+            beside = "alone" if own else difference(cost.differences[name])
+            cells.append(ABSENT if found is None else f"{100 * found.mean:.1f} ({beside})")
+        rows.append([getattr(cost.arm, heading), *cells])
+    return rows
+
+
+def _comparison_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows:
+    rows = [["A", "B", "seeds", "A - B", "p", "verdict", *study.domains]]
+    for one in comparisons:
+        test = one.differences[MEAN]
+        known = [str(test.seeds) if test else "0", difference(test), p_value(one.p), one.verdict]
+        rows.append([one.a.name, one.b.name, *known, *(difference(one.differences[name]) for name in study.domains)])
+    return rows
+
+
+def _curve_rows(study: Study, analysis: Analysis, name: str, axis: str) -> Rows:
+    names = (MEAN, *study.domains)
+    rows = [[axis, "alone", "mixture", *(f"difference, {name}" for name in names)]]
+    for at in analysis.curves[name]:
+        differences = [difference(at.differences[name]) for name in names]
+        rows.append([f"{at.value:g}", score(at.alone[MEAN]), score(at.mixture[MEAN]), *differences])
+    return rows
+
+
+def _expert_rows(analysis: Analysis) -> Rows:
+    rows = [["arm", "experts", "seeds", "mutual information (nats)", "at most"]]
+    for found in analysis.experts:
+        cell = f"{found.information.mean:.3f}{interval(found.information, '.3f', scale=1)}"
+        rows.append([found.arm.name, str(found.arm.experts), str(found.information.seeds), cell, f"{found.most:.3f}"])
+    return rows
+
+
+def _account(study: Study) -> list[str]:
+    """Seeds, runs done and not done, and the questions that were asked."""
+    done = study.planned - len(study.missing)
+    lines = [f"Seeds: {', '.join(map(str, study.seeds))}. Runs: {done} of {study.planned} are finished.\n"]
+    for domain in study.domains:
+        counts = " or ".join(map(str, study.questions(domain))) or "the evaluations do not tell how many"
+        lines.append(f"- {domain}: {counts} questions")
+    for title, gaps in (("Missing runs", study.missing), ("Finished runs lack", study.remarks)):
+        if gaps:
+            lines += [f"\n{title}:\n", *_grouped(gaps)]
+    return [*lines, ""]
+
+
+def _grouped(gaps: Sequence[Gap]) -> list[str]:
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for gap in gaps:
+        seeds.setdefault((gap.arm, gap.what), []).append(str(gap.seed))
+    return [f"- {arm} (seed {', '.join(found)}): {what}" for (arm, what), found in seeds.items()]
+
+
+def _values(study: Study, analysis: Analysis, said: str) -> dict[str, object]:
+    """What `report.json` has: fractions, not per cent, and arms by name."""
+
+    def plain(fields: list[tuple[str, object]]) -> dict[str, object]:
+        return {name: value["name"] if isinstance(value, dict) and "slug" in value else value for name, value in fields}
+
+    return {
+        "name": study.name,
+        "score": study.score,
+        "finding": said,
+        "baseline": study.baseline,
+        "arms": [dataclasses.asdict(arm) for arm in study.arms],
+        **dataclasses.asdict(analysis, dict_factory=plain),
+        "seeds": study.seeds,
+        "questions": {domain: study.questions(domain) for domain in study.domains},
+        "missing": [dataclasses.asdict(gap) for gap in study.missing],
+        "remarks": [dataclasses.asdict(gap) for gap in study.remarks],
+    }
