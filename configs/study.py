@@ -5,7 +5,6 @@
 makes the base and the data, and runs and reports the study: hours from nothing.
 """
 
-import dataclasses
 from pathlib import Path
 
 from mole_jax.config import (
@@ -36,7 +35,6 @@ DEGREE = 0.5
 """The degree of the main part, fixed by plain LoRA's curve alone."""
 
 MOLE = AdapterConfig(kind="mole", experts=3, rank=4, alpha=8.0, dropout=0.0)
-GRADIENTS = ("straight_through", "none", "gate_scaled", "dense")
 
 
 def data_folder(degree: float, seed: int) -> Path:
@@ -88,11 +86,7 @@ def prepare(degrees: tuple[float, ...], seed: int) -> None:
 def get_study() -> Study:
     lora, equal = plain(MOLE), equal_parameters(MOLE, preset("study").decoder)
     names = {"lora": f"LoRA r={MOLE.rank}", "equal": f"LoRA r={equal.rank}"}
-    moles = {
-        f"MoLE E=3 r={MOLE.rank} {gradient}": dataclasses.replace(MOLE, router_gradient=gradient)
-        for gradient in GRADIENTS
-    }
-    chosen = next(iter(moles))
+    chosen = f"MoLE E={MOLE.experts} r={MOLE.rank}"
     sections = [
         Section("main", {**EACH, "mix": MIX}, {names["lora"]: lora}),
         Section("main", {"mix": MIX}, {chosen: MOLE, names["equal"]: equal}),
@@ -107,7 +101,6 @@ def get_study() -> Study:
             sections.append(Section("conflict", mixtures, {names["lora"]: lora}, run=setting(degree, DATA_SEED)))
         own = {name: f"{names_of[name]} / {names['lora']}" for name in DOMAINS}
         points.append((degree, f"{names_of['mix']} / {names['lora']}", own))
-    sections.append(Section("router gradient", {"mix": MIX}, moles))
     return Study(
         name="three domains that conflict",
         run=setting(DEGREE, DATA_SEED),
@@ -121,7 +114,6 @@ def get_study() -> Study:
                 f"mix / {names['lora']}",
                 f"mix / {names['equal']}",
                 f"twice / {names['lora']}",
-                *(f"mix / {name}" for name in list(moles)[1:]),
             )
         ),
         curves=(Curve("conflict", "share of names that the domains disagree on", tuple(points)),),

@@ -5,13 +5,15 @@ python -m mole_jax.study --config configs/study_choice.py --workdir runs/study/c
 
 import dataclasses
 
-from configs.study import DEGREE, GRADIENTS, MIX, MOLE, prepare, setting
+from configs.study import DEGREE, MIX, MOLE, prepare, setting
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import preset
 from mole_jax.study.config import Section, Study, equal_parameters, plain
 
 SEEDS = (0, 1, 2)
 DATA_SEED = 1
+GRADIENTS = ("none", "gate_scaled", "dense")
+"""Beside the default, straight_through."""
 
 
 def changed(**fields) -> AdapterConfig:
@@ -22,7 +24,7 @@ def get_study() -> Study:
     lora, equal = plain(MOLE), equal_parameters(MOLE, preset("study").decoder)
     sections = {
         "main": {f"LoRA r={lora.rank}": lora, f"LoRA r={equal.rank}": equal, "MoLE": MOLE},
-        "router gradient": {f"MoLE {one}": changed(router_gradient=one) for one in GRADIENTS[1:]},
+        "router gradient": {f"MoLE {one}": changed(router_gradient=one) for one in GRADIENTS},
         "routed by": {
             "MoLE by instance": changed(route_by="instance"),
             "MoLE by domain": changed(route_by="domain"),

@@ -33,8 +33,32 @@ def test_every_command_is_known_here_or_in_ci():
     others = [line for line in COMMANDS if line not in DOORS and line not in LAUNCHES]
     assert others == ["make quickstart", "make test"]
     assert all(line in ci for line in others)
-    assert len(DOORS) == 7
+    assert len(DOORS) == 9
     assert LAUNCHES
+
+
+def short_study(folder):
+    """Writes a study like configs/study.py with two seeds of one small arm, on the quickstart's data and base."""
+    file = folder / "study.py"
+    file.write_text(
+        f"import dataclasses, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from configs import quickstart, study\n"
+        "def get_study():\n"
+        "    whole, run = study.get_study(), quickstart.get_config()\n"
+        "    evaluation = dataclasses.replace(run.evaluation, generate=False, at_start=False)\n"
+        "    tasks = tuple(dataclasses.replace(task, limit=4) for task in evaluation.tasks)\n"
+        "    run = dataclasses.replace(\n"
+        "        run,\n"
+        "        train=dataclasses.replace(run.train, batch_rows=2, trainable=('adapters', 'router')),\n"
+        "        evaluation=dataclasses.replace(evaluation, tasks=tasks, batch_size=4),\n"
+        "    )\n"
+        "    section = dataclasses.replace(whole.sections[0], mixtures={'general': {'general': 1.0}})\n"
+        "    return dataclasses.replace(\n"
+        "        whole, run=run, unit_steps=2, seeds=(0, 1), sections=(section,),\n"
+        "        comparisons=(), curves=(), prepare=None,\n"
+        "    )\n"
+    )
+    return file
 
 
 @pytest.mark.parametrize("line", LAUNCHES)
@@ -58,10 +82,14 @@ def test_the_doors_of_the_readme_in_their_order(tmp_path):
             "runs/quickstart/mole_hf",
             "runs/quickstart/lora",
             "runs/quickstart/scores",
+            "runs/quickstart/routing",
+            "runs/study/report",
         ):
             words = [str(tmp_path / path) if word == path else word for word in words]
         door = words[2].removeprefix("mole_jax.")
-        if door in ("train", "evaluate"):
+        if door == "study":
+            words[words.index("configs/study.py")] = str(short_study(tmp_path))
+        if door in ("train", "evaluate", "routing"):
             words += SHORT_THREE if "configs/quickstart.py" in words else SHORT
         done = run([sys.executable, *words[1:]])
         assert done.returncode == 0, f"{line}\n{done.stderr}"
@@ -70,6 +98,8 @@ def test_the_doors_of_the_readme_in_their_order(tmp_path):
             "train": "report:",
             "convert": "arrays",
             "evaluate": "exact_match",
+            "routing": "report:",
+            "study": "report:",
             "generate": "",  # what it says is the model's; that it says something is checked below
         }[door]
         assert expected in done.stdout, line

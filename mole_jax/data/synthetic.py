@@ -8,11 +8,12 @@ forms of answer; see `synthetic_language`. Everything follows from the seed. Als
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -148,8 +149,10 @@ def _streams(seed: int, split: str, number: int) -> tuple[np.random.Generator, n
     return np.random.default_rng(children[0]), np.random.default_rng(children[1])
 
 
-def _new_scene(kind: str, seen: set[Scene], rng: np.random.Generator) -> Scene:
-    while (scene := sample(kind, rng)) in seen:
+def _new_scene(
+    kind: str, seen: set[Scene], rng: np.random.Generator, place: Callable[[Scene], Scene] = lambda scene: scene
+) -> Scene:
+    while (scene := place(sample(kind, rng))) in seen:
         pass
     seen.add(scene)
     return scene
@@ -178,7 +181,7 @@ def _conflicting(name: str, count: int, disagreement: float, seen: set[Scene], s
     scenes, wording = streams
     for number in range(count):
         if number % QUESTIONS_PER_IMAGE == 0:
-            scene = _new_scene(conflicting.KIND, seen, scenes)
+            scene = _new_scene(conflicting.KIND, seen, scenes, functools.partial(conflicting.placed, domain=name))
             asked = wording.permutation(conflicting.ASKED)[:QUESTIONS_PER_IMAGE].tolist()
         kind = asked[number % QUESTIONS_PER_IMAGE]
         yield number // QUESTIONS_PER_IMAGE, scene, *conflicting.turn(name, scene, kind, disagreement)

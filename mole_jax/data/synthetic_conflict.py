@@ -1,10 +1,10 @@
-"""Three domains that look at the same pictures, ask the same questions and demand different answers.
+"""Three domains that show the same things, ask the same questions and demand different answers.
 
-Each keeps the form of answer of the quickstart's domain of its name, and says at the start of a question which
-domain it is. A share of the colours' and shapes' names, the degree of conflict, is exchanged among themselves in
-`document` and in `biomedical`: what `general` calls a red ball is a blue box in one and a green cone in the other. So
-what is learned from one domain is wrong in another, to the degree that is asked for, and nothing but the domain's name
-tells which holds.
+Each keeps the form of answer of the quickstart's domain of its name. As there, only the picture tells the domain:
+things stand on grass in `general`, on sand in `document`, on snow in `biomedical`. A share of the colours' and shapes'
+names, the degree of conflict, is exchanged among themselves in `document` and in `biomedical`: what `general` calls a
+red ball is a blue box in one and a green cone in the other. So what is learned from one domain is wrong in another, to
+the degree that is asked for.
 """
 
 from __future__ import annotations
@@ -23,11 +23,20 @@ ASKED = ("count", "what left", "what middle", "what right", "any left", "any mid
 _COUNTS = ("no", "one", "two", "three")
 
 
+FLOOR = {"general": "grass", "document": "sand", "biomedical": "snow"}
+
+
+def placed(scene: Scene, domain: str) -> Everyday:
+    """Returns `scene` on the floor of `domain`."""
+    assert isinstance(scene, Everyday)
+    return dataclasses.replace(scene, floor=FLOOR[domain])
+
+
 def turn(domain: str, scene: Scene, kind: str, disagreement: float) -> tuple[str, str]:
     """Returns the question of `kind` that `domain` puts about `scene`, and the answer that it demands."""
     assert isinstance(scene, Everyday)
     told = renamed(scene, list(language.DOMAINS).index(domain), disagreement)
-    question = f"{domain}: {language.SHARED[kind]}"
+    question = language.SHARED[kind]
     if domain == "general":
         return question, language.answer(told, kind)
     verb, _, place = kind.partition(" ")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from mole_jax.training.state import ModelSpec
 from mole_jax.training.telemetry import read_metrics
 from mole_jax.weights.source import open_base
 
+POLL_SECONDS = 5.0
+
 
 def run(study: Study, workdir: epath.Path, *, part: int = 0, parts: int = 1) -> None:
     """Runs what is not done of the `part`-th of `parts` equal parts of the arms; the same call goes on after a kill.
@@ -32,10 +35,11 @@ def run(study: Study, workdir: epath.Path, *, part: int = 0, parts: int = 1) -> 
         UserError: the study makes no sense, or an arm cannot be run.
     """
     grid = arms(study)
-    if study.prepare is not None:
-        study.prepare()
     if hosts.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
+    if study.prepare is not None:
+        _prepare(study.prepare, workdir / "prepared", part)
+    if hosts.is_first():
         write_whole(workdir / "study.json", json.dumps(_described(study, grid), indent=1))
     benches: list[tuple[Any, Bench]] = []
     for number, arm in enumerate(grid[part::parts], start=1):
@@ -52,6 +56,18 @@ def run(study: Study, workdir: epath.Path, *, part: int = 0, parts: int = 1) -> 
             if hosts.is_first():
                 for folder in folders:
                     _time(folder, len(seeds))
+
+
+def _prepare(prepare: Callable[[], None], done: epath.Path, part: int) -> None:
+    """Makes data and base in the first part; the others wait for it."""
+    if part == 0:
+        prepare()
+        if hosts.is_first():
+            write_whole(done, "")
+    elif not done.exists():
+        _say(f"waiting for part 0 to make data and base ({done})")
+        while not done.exists():
+            time.sleep(POLL_SECONDS)
 
 
 def _bench(benches: list[tuple[Any, Bench]], config: Config) -> Bench:

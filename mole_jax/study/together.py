@@ -61,6 +61,8 @@ class Drawn(NamedTuple):
     batches: list[dict[str, np.ndarray]]
     positions: list[dict[str, Any]]
     """Of the data after the last batch, by seed."""
+    reports: list[dict[str, Any]]
+    """What was handed out and what was skipped, by seed."""
 
 
 class Programs(NamedTuple):
@@ -184,8 +186,10 @@ class Bench:
                     f"study: arm '{one.name}', seed {one.seed}: {total - applied[i]} of {total} steps gave a NaN "
                     "or Inf loss or gradient; lower optimizer.learning_rate"
                 )
+            workdir.mkdir(parents=True, exist_ok=True)
             own = jax.tree.map(lambda leaf, i=i: leaf[i], state)
             lines = [(number, speed, jax.tree.map(lambda leaf, i=i: leaf[i], host)) for number, speed, host in outputs]
+            write_whole(workdir / "data_report.json", json.dumps(drawn.reports[i], indent=1))
             self._write(one, workdir, own, drawn.positions[i], lines, *results[i])
 
     def _batches(self, configs: Sequence[Config], steps: int) -> Drawn:
@@ -199,7 +203,9 @@ class Bench:
                 jax.tree.map(lambda *leaves: np.stack(leaves), *(next(mixture).arrays() for mixture in mixtures))
                 for _ in range(steps)
             ]
-            self._drawn = Drawn(key, batches, [mixture.get_state() for mixture in mixtures])
+            positions = [mixture.get_state() for mixture in mixtures]
+            reports = [mixture.report(position) for mixture, position in zip(mixtures, positions, strict=True)]
+            self._drawn = Drawn(key, batches, positions, reports)
             for mixture in mixtures:
                 mixture.close()
         return self._drawn
@@ -246,7 +252,6 @@ class Bench:
         """Writes a run's folder; the result last, since its being there means that all is."""
         assert config.train.steps is not None
         assert config.model.base is not None
-        workdir.mkdir(parents=True, exist_ok=True)
         write_whole(workdir / "config.json", json.dumps(config_json.to_json(config), indent=1))
         self.tokenizer.save(str(workdir))
         domains = [domain.name for domain in config.data.domains]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mole_jax.data import synthetic
-from mole_jax.data.synthetic_conflict import ASKED, plain_turn, renamed, turn
+from mole_jax.data.synthetic_conflict import ASKED, FLOOR, plain_turn, renamed, turn
 from mole_jax.data.synthetic_draw import COLOURS, SHAPES
-from mole_jax.data.synthetic_scenes import Everyday, Thing
+from mole_jax.data.synthetic_scenes import FLOORS, Everyday, Thing
 from mole_jax.errors import UserError
 
 SCENE = Everyday((Thing("red", "ball", 2, 20), None, Thing("orange", "cross", 44, 30)), "day", "sand", 40)
@@ -31,9 +33,9 @@ SCENE = Everyday((Thing("red", "ball", 2, 20), None, Thing("orange", "cross", 44
 )
 def test_without_disagreement_only_the_forms_differ(domain, what, absent, present, count):
     said = {kind: turn(domain, SCENE, kind, 0.0) for kind in ASKED}
-    assert said["what left"] == (f"{domain}: What is on the left?", what)
+    assert said["what left"] == ("What is on the left?", what)
     assert said["what middle"][1] == absent
-    assert said["any left"] == (f"{domain}: Is there something on the left?", present)
+    assert said["any left"] == ("Is there something on the left?", present)
     assert said["count"][1] == count
 
 
@@ -56,11 +58,14 @@ def test_the_files_hold_what_the_domains_say(tmp_path):
     manifest = synthetic.generate(tmp_path, seed=3, train=60, test=20, captions=200, disagreement=0.5, asked=0.5)
     assert (manifest["disagreement"], manifest["asked"]) == (0.5, 0.5)
     questions = {
-        name: {record["question"].removeprefix(f"{name}: ") for record in json.loads(path.read_text())}
+        name: {record["question"] for record in json.loads(path.read_text())}
         for name in synthetic.DOMAINS
         for path in [tmp_path / name / "train.json"]
     }
     assert questions["general"] == questions["document"] == questions["biomedical"]
+    for name, floor in FLOOR.items():
+        for picture in (tmp_path / name / "images").glob("*.png"):
+            assert tuple(np.asarray(Image.open(picture))[-1, 0]) == FLOORS[floor]
     captions = json.loads((tmp_path / "captions" / "train.json").read_text())
     asked = [record for record in captions if record["question"].startswith("picture: ")]
     with_picture = [record for record in captions if "image" in record]
