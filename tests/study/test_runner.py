@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from mole_jax import cli
 from mole_jax.config import AdapterConfig, Config, DataConfig, DomainConfig, MeshConfig, TaskConfig
 from mole_jax.data.synthetic import DOMAINS
 from mole_jax.errors import UserError
@@ -124,6 +126,19 @@ def test_a_study_that_makes_no_sense_is_refused(folder, changes, message):
         arms(study(folder, **changes))
 
 
+@pytest.mark.parametrize("name", ["study", "study_choice"])
+def test_the_shipped_studies_have_a_grid(name, monkeypatch):
+    """Every line of docs/study.md that starts one names its file; what it would run passes every check."""
+    monkeypatch.chdir(tiny.ROOT)
+    monkeypatch.syspath_prepend(str(tiny.ROOT))
+    lines = re.findall(r"mole_jax\.study --config (\S+)", (tiny.ROOT / "docs" / "study.md").read_text())
+    assert f"configs/{name}.py" in lines
+    shipped = cli.execute(f"configs/{name}.py", "get_study", Study)
+    grid = arms(shipped)
+    assert {arm.config.model.base for arm in grid} == {"runs/study/base"}
+    assert max(arm.config.train.steps for arm in grid) >= 3 * shipped.unit_steps
+
+
 def test_seeds_train_together_as_they_do_alone(folder, tmp_path):
     """Losses, gradient norms, expert use and held-out results; what each leaves can be opened as any run can."""
     both, alone = epath.Path(tmp_path / "both"), epath.Path(tmp_path / "alone")
@@ -152,10 +167,11 @@ def test_seeds_train_together_as_they_do_alone(folder, tmp_path):
 
 
 def test_what_is_done_is_left_alone_and_parts_share_the_arms(folder, tmp_path):
-    workdir, whole = epath.Path(tmp_path / "w"), study(folder, unit_steps=2)
+    section = dataclasses.replace(study(folder).sections[0], adapters={"LoRA": plain(MOLE)})
+    workdir, whole = epath.Path(tmp_path / "w"), study(folder, unit_steps=2, sections=(section,))
     runner.run(whole, workdir, part=1, parts=2)
     done = {path.parent.parent.parent.name for path in workdir.glob("runs/*/seed_*/eval/step_*.json")}
-    assert done == {"alone_mole", "mix_mole"}
+    assert done == {"mix_lora"}
     before = {path: path.stat().mtime for path in workdir.glob("runs/*/seed_*/eval/step_*.json")}
     gone = next(iter(before))
     gone.unlink()
@@ -165,6 +181,7 @@ def test_what_is_done_is_left_alone_and_parts_share_the_arms(folder, tmp_path):
     assert [path for path in after if after[path] != before[path]] == [gone]
 
 
+@pytest.mark.slow
 def test_the_door_runs_and_reports(folder, tmp_path):
     config = tmp_path / "study.py"
     config.write_text(

@@ -105,10 +105,15 @@ def test_metrics_by_layer():
     use = np.zeros((3, 3, 3))
     use[:, 0] = np.diag([10, 10, 10])
     use[:, 1], use[:, 2, 0] = 10 / 3, 10
-    sums = Sums(*[np.zeros(())] * len(Sums._fields))._replace(losses=np.ones(3), tokens=np.ones(3), use=use)
+    sums = Sums(*[np.zeros(())] * len(Sums._fields))._replace(
+        losses=np.ones(3), tokens=np.ones(3), entropy=np.array([6.0, 9.0, 12.0]), use=use
+    )
     output = {"sums": sums} | dict.fromkeys(("balance_loss", "grad_norm", "learning_rate"), 0.0)
     found = step_metrics(output, DOMAINS)
     most = math.log(3)
+    # Of 30 tokens.
+    assert [found[f"router/entropy/layer{layer}"] for layer in range(3)] == pytest.approx([0.2, 0.3, 0.4])
+    assert found["router/entropy"] == pytest.approx(0.3)
     for name, expected in (("specialisation", [most, 0, 0]), ("load_entropy", [most, most, 0])):
         assert [found[f"router/{name}/layer{layer}"] for layer in range(3)] == pytest.approx(expected, abs=1e-12)
     alone = step_metrics({**output, "sums": sums._replace(use=use * [[[1]], [[0]], [[0]]])}, DOMAINS)

@@ -114,7 +114,12 @@ def test_devices_and_pieces_give_the_update_of_one_large_batch(data, batch, one_
 
 
 @pytest.mark.parametrize(
-    "adapter", [{"route_by": "instance", "shared_router": True, "shared_rank": 2}, {"route_by": "domain"}], ids=str
+    "adapter",
+    [
+        {"route_by": "instance", "shared_router": True, "shared_rank": 2},
+        pytest.param({"route_by": "domain"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_devices_route_by_instance_and_domain_as_one_does(data, batch, adapter):
     evaluation = {"generate": False}
