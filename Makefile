@@ -64,7 +64,7 @@ plan-env: ## environment that compiles for TPUs and GPUs that are not there (doc
 	plan-env/bin/pip install --no-deps -e .
 
 pods: ## plan the recipes for pods: the table of docs/pods.md (an hour or two)
-	plan-env/bin/python -m benchmarks.pods --write
+	plan-env/bin/python -m benchmarks.pods --dropout 0 --write
 
 clean: ## remove the environment, caches and the quickstart's run
 	rm -rf $(VENV) $(QUICK) .pytest_cache .ruff_cache .hypothesis build *.egg-info

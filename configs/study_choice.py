@@ -27,6 +27,7 @@ def get_study() -> Study:
         "router gradient": {f"MoLE {one}": changed(router_gradient=one) for one in GRADIENTS},
         "routed by": {
             "MoLE by instance": changed(route_by="instance"),
+            "MoLE by instance weight 0": changed(route_by="instance", balance_weight=0.0),
             "MoLE by domain": changed(route_by="domain"),
             "MoLE one router": changed(shared_router=True),
             "MoLE and shared expert": changed(shared_rank=MOLE.rank),

@@ -6,8 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +27,7 @@ from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch, replicated
-from mole_jax.parameters import Tree, cut, unflatten
+from mole_jax.parameters import Tree, cut, flatten, unflatten
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.flops import step_flops
 from mole_jax.training.setup import prepare
@@ -216,9 +215,7 @@ class Bench:
         loaded = self.source.load(abstract)
         make = spec.maker({path: leaf for path, leaf in abstract.items() if path not in loaded})
         made = jax.jit(jax.vmap(make))(seeds)
-        trained, frozen = cut(dict.fromkeys(abstract), spec.declarations, config.train.trainable)
-        del frozen
-        names = set(_paths(trained))
+        names = set(flatten(cut(abstract, spec.declarations, config.train.trainable)[0]))
         if still := sorted(set(made) - names):
             raise UserError(f"study: the base lacks {still[0]}, which does not train; give a whole base")
         params = {
@@ -255,8 +252,7 @@ class Bench:
         write_whole(workdir / "config.json", json.dumps(config_json.to_json(config), indent=1))
         self.tokenizer.save(str(workdir))
         domains = [domain.name for domain in config.data.domains]
-        with ExitStack() as stack:
-            writer = stack.enter_context(MetricsWriter(workdir, resume_step=None))
+        with MetricsWriter(workdir, resume_step=None) as writer:
             for number, speed, host in lines:
                 writer.write(number, step_metrics(host, domains) | speed)
         meta = Meta(
@@ -278,11 +274,3 @@ class Bench:
             experts = {"domains": list(use), "use": list(use.values())}
             write_whole(workdir / "eval" / "expert_use.json", json.dumps(experts))
         write_whole(result, json.dumps({"step": config.train.steps, "tasks": tasks}, indent=1))
-
-
-def _paths(tree: Tree, prefix: str = "") -> Iterator[str]:
-    for name, inner in tree.items():
-        if isinstance(inner, dict):
-            yield from _paths(inner, f"{prefix}{name}/")
-        else:
-            yield prefix + name
