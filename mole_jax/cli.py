@@ -127,8 +127,9 @@ def execute[T](path: str, function: str, kind: type[T]) -> T:
 
 
 def _execute(path: str) -> Config:
+    config = execute(path, "get_config", Config)
     try:
-        return typed(execute(path, "get_config", Config))
+        return typed(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
