@@ -99,7 +99,7 @@ def test_equal_parameters_are_equal():
         )
         for adapter in (mole, equal_parameters(mole, arch.decoder))
     ]
-    assert equal_parameters(mole, arch.decoder).rank == 69  # ../shared method: "plain LoRA of r about 69"
+    assert equal_parameters(mole, arch.decoder).rank == 69  # docs/method.md, "Sizes"
     assert abs(sizes[1] / sizes[0] - 1) < 0.01
 
 
