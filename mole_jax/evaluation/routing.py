@@ -14,15 +14,15 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mole_jax.config import Config, TaskConfig
-from mole_jax.data.held_out import HeldOut, held_out_batches
+from mole_jax.data.held_out import HeldOut
 from mole_jax.errors import UserError
 from mole_jax.evaluation.checkpoint import Placed, place_checkpoint
 from mole_jax.evaluation.routing_report import RESULT, write_routing
 from mole_jax.evaluation.routing_statistics import Routed
+from mole_jax.evaluation.runner import no_example, open_held_out
 from mole_jax.model.llava import Llava
 from mole_jax.parallel import hosts
-from mole_jax.parallel.mesh import batch_shards
-from mole_jax.parallel.sharding import put_batch, reader, replicated
+from mole_jax.parallel.sharding import put_batch, replicated
 from mole_jax.parameters import Tree, flatten, unflatten
 from mole_jax.training.loss import token_losses
 from mole_jax.training.step import Arrays, hints
@@ -176,7 +176,7 @@ def knock_outs(layers: int, experts: int, *, by_layer: bool) -> list[Float[np.nd
 
 def _task(placed: Placed, task: TaskConfig, run: Any, kept: list) -> tuple[Sums, list[float], dict[str, int]]:
     """Returns the sums of a task as it is, its loss in each pass, and how many records were skipped by reason."""
-    batches = batches_of(placed, task)
+    batches = open_held_out(task, placed.config, placed.spec.arch, placed.tokenizer, placed.mesh)
     whole: Sums | None = None
     losses = np.zeros(len(kept))
     with jax.set_mesh(placed.mesh):
@@ -187,29 +187,8 @@ def _task(placed: Placed, task: TaskConfig, run: Any, kept: list) -> tuple[Sums,
             first = jax.tree.map(lambda leaf: leaf.astype(np.float64), first)
             whole = first if whole is None else jax.tree.map(np.add, whole, first)
     if whole is None or not whole.answer_tokens:
-        raise UserError(
-            f"{task.path}: task {task.name} has no example that fits data.sequence_length "
-            f"{placed.config.data.sequence_length}; raise it"
-        )
+        raise no_example(task, placed.config.data)
     return whole, losses.tolist(), _skipped(batches)
-
-
-def batches_of(placed: Placed, task: TaskConfig) -> HeldOut:
-    """Opens the held-out set of a task: of each batch the rows that this process reads."""
-    shards, (index, count) = batch_shards(placed.mesh), reader(placed.mesh)
-    rows = -(-placed.config.evaluation.batch_size // shards) * shards
-    arch = placed.spec.arch
-    return held_out_batches(
-        task,
-        placed.config.data,
-        tokenizer=placed.tokenizer,
-        image_size=arch.vision.image_size,
-        image_span=arch.image_span,
-        image_token_id=arch.image_token_id,
-        rows=rows // count,
-        process_index=index,
-        process_count=count,
-    )
 
 
 def _skipped(batches: HeldOut) -> dict[str, int]:

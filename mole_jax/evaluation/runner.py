@@ -16,7 +16,7 @@ from flax import nnx
 
 from mole_jax.config import Config, DataConfig, TaskConfig
 from mole_jax.data.conversation import PROMPTS
-from mole_jax.data.held_out import Question, Questions, held_out_batches, questions
+from mole_jax.data.held_out import HeldOut, Question, Questions, held_out_batches, questions
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.evaluation.answers import Answers, write_whole
@@ -71,9 +71,10 @@ class Evaluator:
             strict: refuse to begin anew where answers in `workdir` are of another model or other settings.
 
         Returns:
-            ``{"step": step, "tasks": {name: {"loss", "answer_tokens", "score", "interval", "metric", "questions",
-            "pins"}}, "abilities": {…}}``: loss is nats per answer token, score that of the metric; a metric with more
-            numbers (`score_answers`) adds them by their names. `abilities` has Tiny LVLM-eHub's numbers (`by_ability`).
+            ``{"step": step, "tasks": {name: {"loss", "answer_tokens", "examples", "exact", "score", "interval",
+            "metric", "questions", "pins"}}, "abilities": {…}}``: those before score are of `held_out_result`, score is
+            that of the metric; a metric with more numbers (`score_answers`) adds them by their names. `abilities` has
+            Tiny LVLM-eHub's numbers (`by_ability`).
 
         Raises:
             UserError: a task's file cannot be read, or holds a broken record; or, with `strict`, `workdir` has answers
@@ -88,7 +89,7 @@ class Evaluator:
         for task in self.config.evaluation.tasks:
             tasks[task.name], counts = self.held_out(task, params, frozen)
             if counts.size:
-                use[task.name] = (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).tolist()
+                use[task.name] = expert_shares(counts)
             if generate:
                 asked = self.questions(task)
                 pinned = pins(self.config, self.arch, task, asked, weights)
@@ -106,18 +107,7 @@ class Evaluator:
 
     def held_out(self, task: TaskConfig, params: Tree, frozen: Tree) -> tuple[dict[str, Any], np.ndarray]:
         """Returns what the model says of the known answers, and the tokens sent to each expert (L, E)."""
-        shards = batch_shards(self.mesh)
-        rows = -(-self.config.evaluation.batch_size // shards) * shards
-        index, count = reader(self.mesh)
-        batches = held_out_batches(
-            task,
-            self.config.data,
-            **self._encoding(),
-            rows=rows // count,
-            process_index=index,
-            process_count=count,
-        )
-        added = []
+        batches, added = open_held_out(task, self.config, self.arch, self.tokenizer, self.mesh), []
         with jax.set_mesh(self.mesh):
             for batch in batches:
                 added.append(jax.device_get(self.step(params, frozen, put_batch(batch.arrays(), self.mesh))))
@@ -130,7 +120,7 @@ class Evaluator:
             UserError: they cannot be read, or the metric cannot use a reference or lacks a library; all of it is told
                 before the first question is asked.
         """
-        asked = questions(task, self.config.data, **self._encoding())
+        asked = questions(task, self.config.data, **_encoding(self.arch, self.tokenizer))
         for number, one in enumerate(asked.listed):
             try:
                 check_references(task.metric, one.references)
@@ -170,27 +160,59 @@ class Evaluator:
         interval = bootstrap_interval(rows, seed=self.config.seed, metric=task.metric)
         return score_of(task.metric, rows).tolist(), {**numbers, "interval": list(interval)}
 
-    def _encoding(self) -> dict[str, Any]:
-        return {
-            "tokenizer": self.tokenizer,
-            "image_size": self.arch.vision.image_size,
-            "image_span": self.arch.image_span,
-            "image_token_id": self.arch.image_token_id,
-        }
-
     def _write(self, workdir: epath.Path, result: dict[str, Any], lines: dict[str, str], use: dict[str, list]) -> None:
         """Writes everything; the result itself last, since its being there means that all is."""
         file = result_file(workdir, result["step"])
         file.parent.mkdir(parents=True, exist_ok=True)
         for name, content in lines.items():
             write_whole(predictions_file(file, name), content)
-        if use:
-            experts = {"domains": list(use), "use": list(use.values())}
-            write_whole(workdir / "eval" / "expert_use.json", json.dumps(experts))
+        write_expert_use(workdir, use)
         write_whole(file.with_suffix(".md"), markdown(score_rows(result)))
         write_whole(file, json.dumps(result, indent=1))
         for task in self.config.evaluation.tasks:
             partial_file(file.with_suffix(""), task).unlink(missing_ok=True)
+
+
+def open_held_out(
+    task: TaskConfig, config: Config, arch: LlavaArchitecture, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+) -> HeldOut:
+    """Opens the held-out set of a task in batches of `evaluation.batch_size`: of each the rows that this process reads.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    shards, (index, count) = batch_shards(mesh), reader(mesh)
+    rows = -(-config.evaluation.batch_size // shards) * shards
+    encoding = _encoding(arch, tokenizer)
+    return held_out_batches(task, config.data, **encoding, rows=rows // count, process_index=index, process_count=count)
+
+
+def _encoding(arch: LlavaArchitecture, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "tokenizer": tokenizer,
+        "image_size": arch.vision.image_size,
+        "image_span": arch.image_span,
+        "image_token_id": arch.image_token_id,
+    }
+
+
+def no_example(task: TaskConfig, data: DataConfig) -> UserError:
+    """Returns the error of a task of which every record was left out."""
+    return UserError(
+        f"{task.path}: task {task.name} has no example that fits data.sequence_length {data.sequence_length}; raise it"
+    )
+
+
+def expert_shares(counts: np.ndarray) -> list[list[float]]:
+    """Returns the share of a task's tokens that each expert gets, by layer, from the tokens (L, E)."""
+    return (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).tolist()
+
+
+def write_expert_use(workdir: epath.Path, use: Mapping[str, list]) -> None:
+    """Writes the `expert_shares` of each task, if there are any, where the report looks for them."""
+    if use:
+        experts = {"domains": list(use), "use": list(use.values())}
+        write_whole(workdir / "eval" / "expert_use.json", json.dumps(experts))
 
 
 def held_out_result(task: TaskConfig, data: DataConfig, added: Sequence[Sums]) -> tuple[dict[str, Any], np.ndarray]:
@@ -204,10 +226,7 @@ def held_out_result(task: TaskConfig, data: DataConfig, added: Sequence[Sums]) -
     """
     tokens = sum(float(sums.tokens.sum()) for sums in added)
     if not tokens:
-        raise UserError(
-            f"{task.path}: task {task.name} has no example that fits data.sequence_length {data.sequence_length}; "
-            "raise it"
-        )
+        raise no_example(task, data)
     loss = sum(float(sums.losses.sum()) for sums in added)
     examples, right = (sum(int(getattr(sums, name)) for sums in added) for name in ("rows", "right"))
     use = np.sum([sums.use.sum(axis=0, dtype=np.float64) for sums in added], axis=0)

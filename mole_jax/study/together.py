@@ -16,13 +16,18 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config, EvaluationConfig
-from mole_jax.data.held_out import held_out_batches
 from mole_jax.data.load import Layout, Loader, Source
 from mole_jax.data.mixture import Mixture
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.evaluation.answers import write_whole
-from mole_jax.evaluation.runner import held_out_result, result_file
+from mole_jax.evaluation.runner import (
+    expert_shares,
+    held_out_result,
+    open_held_out,
+    result_file,
+    write_expert_use,
+)
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.mesh import make_mesh
@@ -120,19 +125,18 @@ class Bench:
         self.arch = self.source.architecture
         self.tokenizer = Tokenizer.load(tokenizer_path(config.model, self.source))
         self.base_hash = self.source.content_hash()
-        sizes: dict[str, int] = {
-            "image_size": self.arch.vision.image_size,
-            "image_span": self.arch.image_span,
-            "image_token_id": self.arch.image_token_id,
-        }
         sources = tuple(Source.open(one.name, one.path, one.image_root) for one in config.data.domains)
-        self.loader = KeptLoader(sources, self.tokenizer, Layout.of(config.data, **sizes))
+        layout = Layout.of(
+            config.data,
+            image_size=self.arch.vision.image_size,
+            image_span=self.arch.image_span,
+            image_token_id=self.arch.image_token_id,
+        )
+        self.loader = KeptLoader(sources, self.tokenizer, layout)
         self._drawn: Drawn | None = None
         self.held_out: dict[str, list[Mapping[str, Any]]] = {}
         for task in config.evaluation.tasks:
-            batches = held_out_batches(
-                task, config.data, tokenizer=self.tokenizer, rows=config.evaluation.batch_size, **sizes
-            )
+            batches = open_held_out(task, config, self.arch, self.tokenizer, self.mesh)
             self.held_out[task.name] = [put_batch(batch.arrays(), self.mesh) for batch in batches]
 
     def train(self, configs: Sequence[Config], workdirs: Sequence[epath.Path]) -> None:
@@ -233,7 +237,7 @@ class Bench:
                 own = [jax.tree.map(lambda leaf, i=i: leaf[i], one) for one in sums]
                 tasks[task.name], counts = held_out_result(task, config.data, own)
                 if counts.size:
-                    use[task.name] = (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).tolist()
+                    use[task.name] = expert_shares(counts)
         return found
 
     def _write(
@@ -270,7 +274,5 @@ class Bench:
         checkpointer.close()
         result = result_file(workdir, config.train.steps)
         result.parent.mkdir(parents=True, exist_ok=True)
-        if use:
-            experts = {"domains": list(use), "use": list(use.values())}
-            write_whole(workdir / "eval" / "expert_use.json", json.dumps(experts))
+        write_expert_use(workdir, use)
         write_whole(result, json.dumps({"step": config.train.steps, "tasks": tasks}, indent=1))

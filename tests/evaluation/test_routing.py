@@ -21,6 +21,7 @@ from mole_jax.errors import UserError
 from mole_jax.evaluation import routing, routing_report
 from mole_jax.evaluation import routing_statistics as statistics
 from mole_jax.evaluation.checkpoint import place_checkpoint
+from mole_jax.evaluation.runner import open_held_out
 from mole_jax.parallel.sharding import put_batch, replicated
 from mole_jax.parameters import flatten, unflatten
 from mole_jax.training.step import Forward
@@ -80,7 +81,7 @@ def evaluated(placed):
     step = jax.jit(forward.evaluation_step, out_shardings=replicated(placed.mesh))
 
     def run(task, params):
-        batches = routing.batches_of(placed, task)
+        batches = open_held_out(task, placed.config, placed.spec.arch, placed.tokenizer, placed.mesh)
         sums = [jax.device_get(step(params, {}, put_batch(batch.arrays(), placed.mesh))) for batch in batches]
         loss, tokens = (sum(getattr(one, name).sum() for one in sums) for name in ("losses", "tokens"))
         return loss / tokens, sum(one.use.sum(axis=0) for one in sums)
@@ -137,7 +138,7 @@ def test_counts_are_those_of_the_batches(routed, placed):
     """Tokens of each modality, counted from the batches; each token is counted once in every layer."""
     for number, task in enumerate(placed.config.evaluation.tasks):
         expected = np.zeros(3)
-        for batch in routing.batches_of(placed, task):
+        for batch in open_held_out(task, placed.config, placed.spec.arch, placed.tokenizer, placed.mesh):
             images = batch.tokens == placed.spec.arch.image_token_id
             real, answers = np.count_nonzero(batch.segment_ids), batch.loss_mask.sum()
             expected += [np.count_nonzero(images), real - np.count_nonzero(images) - answers, answers]

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +138,27 @@ def test_the_shipped_studies_have_a_grid(name, monkeypatch):
     grid = arms(shipped)
     assert {arm.config.model.base for arm in grid} == {"runs/study/base"}
     assert max(arm.config.train.steps for arm in grid) >= 3 * shipped.unit_steps
+
+
+@pytest.mark.slow
+def test_the_shipped_study_makes_its_base_and_data_from_nothing(tmp_path, monkeypatch):
+    """Two steps of each pretraining in place of thousands; all else as `configs/study.py` does it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tiny.ROOT))
+    from configs import study as shipped
+    from configs import study_base, study_questions
+
+    for module, get_config in ((study_base, study_base.get_config), (study_questions, study_questions.get_config)):
+        config = get_config()
+        short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+        monkeypatch.setattr(module, "get_config", lambda short=short: short)
+    shipped.prepare((0.5,), shipped.DATA_SEED)
+    source = open_source(str(tmp_path / "runs" / "study" / "base"))
+    assert (source.step, source.adapter.kind) == (2, "none")
+    assert Path(source.tokenizer or "", "tokenizer.model").exists()
+    (arm,) = [arm for arm in arms(shipped.get_study()) if arm.name == "general / LoRA r=4"]
+    for path in (arm.config.data.domains[0].path, arm.config.evaluation.tasks[0].path):
+        assert Path(path).exists()
 
 
 def test_seeds_train_together_as_they_do_alone(folder, tmp_path):
