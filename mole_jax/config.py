@@ -82,6 +82,9 @@ class AdapterConfig:
     """Balance loss per layer and then averaged, or pooled over all layers (released code)."""
     balance_weight: float = 1e-2
     """Weight of the balance loss in the total loss."""
+    domain_weight: float = 0.0
+    """Weight of a loss that teaches the routers the domains of the training data: expert i for domain i, modulo E. 0:
+    they find out by themselves what is worth a separate expert. Answering needs no domain either way."""
     expert_path: Literal["auto", "masked", "grouped"] = "auto"
     """masked: all experts on every token, then zeroed. grouped: tokens sorted by expert. Same values, other speed."""
     expert_sharding: Literal["auto", "gather", "all_to_all"] = "auto"

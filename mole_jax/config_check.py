@@ -65,6 +65,13 @@ def check(config: Config) -> Config:
             not (adapter.shared_router and adapter.router_bias),
             "adapter.shared_router has no bias; set adapter.router_bias False",
         )
+        for weight in ("balance_weight", "domain_weight"):
+            value = getattr(adapter, weight)
+            need(value >= 0, f"adapter.{weight} is {value}, it must not be negative")
+        need(
+            adapter.domain_weight == 0 or adapter.route_by != "domain",
+            "adapter.route_by domain has no router that adapter.domain_weight could teach; set the weight to 0",
+        )
         need(
             adapter.route_by != "domain" or not (config.evaluation.tasks and config.evaluation.generate),
             "adapter.route_by domain cannot answer questions, whose domain no one knows; set evaluation.generate False",

@@ -22,7 +22,7 @@ def to_json(value: DataclassInstance) -> dict[str, Any]:
     return {field: _plain(one) for field, one in dataclasses.asdict(value).items()}
 
 
-LATER = ("shared_rank", "route_by", "shared_router")
+LATER = ("shared_rank", "route_by", "shared_router", "domain_weight")
 """Fields that `AdapterConfig` once did not have; at their defaults they mean what their absence meant."""
 
 

@@ -1,11 +1,12 @@
-"""Use of the experts by segment, and the balance loss made of it."""
+"""Use of the experts by segment, and the losses made of it."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mole_jax.adapters.router import Routing
 
@@ -49,3 +50,15 @@ def balance_loss_sum(use: RouterUse, kind: Literal["per_layer", "pooled"]) -> Fl
     # The choice is an argmax: it carries no gradient of its own, so none needs to be stopped.
     per_segment = jnp.sum(choices * probs, axis=-1) / tokens**2
     return per_segment.mean(axis=0).sum()
+
+
+def domain_loss_sum(use: RouterUse, domain_ids: Int[Array, "B K"]) -> Float[Array, ""]:
+    """Returns, summed over segments, how little the routers tell the domains apart by.
+
+    Of one segment of domain d: ``-log p_k`` averaged over layers, with k = d modulo E and p_k the segment's mean
+    probability of expert k (ours; nothing in LLaVA-MoLE tells the router of domains).
+    """
+    tokens, experts = use.choices.sum(axis=-1), use.probs.shape[-1]
+    wanted = jnp.sum(use.probs * jax.nn.one_hot(domain_ids % experts, experts), axis=-1)
+    surprise = -jnp.log(jnp.maximum(wanted, 1e-6) / jnp.maximum(tokens, 1.0))
+    return jnp.where(tokens > 0, surprise, 0.0).mean(axis=0).sum()

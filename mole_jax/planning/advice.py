@@ -68,7 +68,7 @@ def room_left(arch: LlavaArchitecture, plan: Prediction) -> list[str]:
         )
     tokens = rows_per_device(plan) / plan.accumulation * plan.length
     if plan.remat == "full":
-        kept = dots_bytes(arch, tokens)
+        kept = products_bytes(arch, tokens, plan.mesh["tensor"])
         if kept <= spare:
             lines.append(
                 f"{spare / GIB:.1f} GiB are free and keeping the matrix products takes about {kept / GIB:.1f}: "
@@ -101,8 +101,8 @@ def rows_per_device(plan: Prediction) -> float:
     return plan.rows / shards
 
 
-def dots_bytes(arch: LlavaArchitecture, tokens: float) -> float:
-    """Bytes of the decoder's matrix products for so many tokens, bfloat16, adapters left out."""
+def products_bytes(arch: LlavaArchitecture, tokens: float, tensor: int) -> float:
+    """Bytes on one of `tensor` devices of the decoder's matrix products, bfloat16, each with its adapter's as large."""
     decoder = arch.decoder
-    width = 2 * decoder.width + (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim + 2 * decoder.mlp_width
-    return 2.0 * width * decoder.layers * tokens
+    cut = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim + 2 * decoder.mlp_width
+    return 4.0 * (2 * decoder.width + cut / tensor) * decoder.layers * tokens

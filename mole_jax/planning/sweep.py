@@ -11,7 +11,7 @@ from mole_jax.config import Config, MeshConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.devices import Chip, chip_of
-from mole_jax.planning.advice import dots_bytes
+from mole_jax.planning.advice import products_bytes
 from mole_jax.planning.compile import architecture_of
 from mole_jax.planning.predict import DEPTHS, Prediction, predict
 from mole_jax.planning.topology import devices_of
@@ -93,10 +93,11 @@ def candidates(config: Config, arch: LlavaArchitecture, devices: int) -> Iterato
 def estimate(config: Config, arch: LlavaArchitecture, devices: int, chip: Chip | None) -> tuple[float, float]:
     """Returns roughly the seconds per token and the bytes of a device, only to choose what is worth compiling.
 
-    Half the peak for the products; weights gathered twice (three times with full recomputation); over tensor four
-    sums of activations a layer and pass; a spare for what the compiler works on.
+    Half the peak for the products, nothing hidden behind them; weights gathered twice (three times with full
+    recomputation); over tensor four sums of activations a layer and pass. Memory: weights, adapters with moments, what
+    is kept and a fifth more, and 3 GiB to work with, which is what compiled plans of a 7B have besides.
     """
-    decoder, mesh = arch.decoder, config.mesh
+    decoder, mesh, adapter = arch.decoder, config.mesh, config.adapter
     layer = decoder.width * (2 * (decoder.heads + decoder.kv_heads) * decoder.head_dim + 3 * decoder.mlp_width)
     numbers = layer * decoder.layers + 2 * decoder.vocab * decoder.width
     tokens = config.train.batch_rows * config.data.sequence_length
@@ -107,13 +108,16 @@ def estimate(config: Config, arch: LlavaArchitecture, devices: int, chip: Chip |
     gathers = 3 if config.model.remat == "full" else 2
     sent = gathers * 2 * numbers / mesh.tensor * (1 - 1 / mesh.fsdp)
     sent += gathers * 4 * decoder.layers * here * decoder.width * 2 * (1 - 1 / mesh.tensor)
+    attention = 6.0 * decoder.heads / mesh.tensor * config.data.sequence_length * decoder.layers * here
     kept = {
         "full": 2.0 * decoder.width * decoder.layers * here,
-        "dots": dots_bytes(arch, here) / mesh.tensor,
-        "none": 3 * dots_bytes(arch, here) / mesh.tensor,
+        "dots": products_bytes(arch, here, mesh.tensor),
+        "none": products_bytes(arch, here, mesh.tensor) + attention,
     }[config.model.remat]
-    memory = 2 * numbers / (mesh.fsdp * mesh.tensor) + kept + 24.0 * decoder.mlp_width * here / mesh.tensor + 2**30
-    return max(compute, sent / links) / tokens, memory
+    ranks = adapter.rank * (adapter.experts if adapter.kind == "mole" else 1)
+    trained = decoder.layers * ranks * 3 * (decoder.width + decoder.mlp_width)
+    held = (2 * numbers + 16 * trained) / (mesh.fsdp * mesh.tensor)
+    return (compute + sent / links) / tokens, held + 1.2 * kept + 3 * 2**30
 
 
 def fits(config: Config, arch: LlavaArchitecture, devices: int, chip: Chip | None) -> bool:

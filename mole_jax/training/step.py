@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mole_jax.adapters.balance import RouterUse, balance_loss_sum
+from mole_jax.adapters.balance import balance_loss_sum, domain_loss_sum
 from mole_jax.config import Config
 from mole_jax.model.decoder import Hints
 from mole_jax.model.llava import Llava
@@ -52,6 +52,8 @@ class Sums(NamedTuple):
     decoding would give just that answer."""
     balance: Float[Array, ""]
     """Balance loss summed over segments."""
+    domain: Float[Array, ""]
+    """Domain loss summed over segments."""
     entropy: Float[Array, " L"]
     """Router entropy of each layer summed over tokens, in nats."""
     use: Float[Array, "domains L E"]
@@ -101,20 +103,18 @@ class Forward:
         rows = answered.sum(), right.sum()
         by_domain = jnp.einsum("bs,bsm->m", losses, of_domain), jnp.einsum("bs,bsm->m", mask, of_domain)
         if use is None:
-            return Sums(*by_domain, *rows, jnp.zeros(()), jnp.zeros(0), jnp.zeros((domains, 0, 0)))
+            return Sums(*by_domain, *rows, jnp.zeros(()), jnp.zeros(()), jnp.zeros(0), jnp.zeros((domains, 0, 0)))
+        segments = jax.nn.one_hot(batch["segment_ids"] - 1, use.choices.shape[2])
+        # All tokens of a segment are of one domain, so the largest id is that of the segment.
+        ids = jnp.max(segments * batch["domain_ids"][..., None], axis=1).astype(jnp.int32)
         return Sums(
             *by_domain,
             *rows,
             balance=balance_loss_sum(use, config.adapter.balance_loss),
+            domain=domain_loss_sum(use, ids),
             entropy=use.entropy.sum(axis=(1, 2)),
-            use=self.use_by_domain(use, batch),
+            use=jnp.einsum("lbke,bkm->mle", use.choices, jax.nn.one_hot(ids, domains)),
         )
-
-    def use_by_domain(self, use: RouterUse, batch: Arrays) -> Float[Array, "domains L E"]:
-        segments = jax.nn.one_hot(batch["segment_ids"] - 1, use.choices.shape[2])
-        # All tokens of a segment are of one domain, so the largest id is that of the segment.
-        ids = jnp.max(segments * batch["domain_ids"][..., None], axis=1).astype(jnp.int32)
-        return jnp.einsum("lbke,bkm->mle", use.choices, jax.nn.one_hot(ids, self.domains))
 
     def evaluation_step(self, params: Tree, frozen: Tree, batch: Arrays) -> Sums:
         """Returns the sums of a held-out batch: no dropout, nothing changed."""
@@ -146,8 +146,9 @@ class StepMaker:
 
         def objective(params: Tree, piece: Arrays, key: Array) -> tuple[Array, Sums]:
             sums = self.forward.sums(params, frozen, piece, key)
-            balance = config.adapter.balance_weight * sums.balance / segments
-            return sums.losses.sum() / tokens + balance, sums
+            adapter = config.adapter
+            routing = (adapter.balance_weight * sums.balance + adapter.domain_weight * sums.domain) / segments
+            return sums.losses.sum() / tokens + routing, sums
 
         gradient = jax.value_and_grad(objective, has_aux=True)
         (total, sums), grads = self.accumulate(gradient, state.params, batch, key)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
-from mole_jax.adapters.balance import balance_loss_sum, router_use
+from mole_jax.adapters.balance import balance_loss_sum, domain_loss_sum, router_use
 from mole_jax.adapters.build import Adapters
+from mole_jax.adapters.router import Routing, route
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.model.decoder import Mlp
@@ -96,6 +98,31 @@ def test_balance_loss_and_its_gradient_equal_the_released_one(golden):
         np.testing.assert_allclose(loss, golden["balance_loss"], atol=1e-6, rtol=0)
         np.testing.assert_allclose(grads["router/kernel"].T, golden["balance/grad/router.weight"], atol=1e-6)
         np.testing.assert_allclose(grads["router/bias"], golden["balance/grad/router.bias"], atol=1e-6)
+
+
+def test_domain_loss_of_one_token_is_the_cross_entropy_of_its_router():
+    """Two layers; three rows of two segments of one token, the last of them padding; five domains, three experts."""
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 2, 3))
+    domains, padding = jnp.array([[0, 1], [2, 3], [4, 0]]), jnp.array([[0, 0], [0, 0], [0, 1]])
+    classes = jnp.eye(2) * (1 - padding)[..., None]
+
+    def loss(logits):
+        layers = [router_use(route(layer, "none"), classes) for layer in logits]
+        return domain_loss_sum(jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers), domains)
+
+    def expected(logits):
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.broadcast_to(domains % 3, (2, 3, 2)))
+        return (each.mean(axis=0) * (1 - padding)).sum()
+
+    for ours, theirs in zip(jax.value_and_grad(loss)(logits), jax.value_and_grad(expected)(logits), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_domain_loss_of_an_example_looks_at_its_mean_probability():
+    probs = jnp.array([[[0.5, 0.5], [0.1, 0.9], [1.0, 0.0]]])
+    routing = Routing(probs, probs, jnp.eye(2)[jnp.array([[0, 1, 0]])])
+    use = jax.tree.map(lambda leaf: leaf[None], router_use(routing, jnp.array([[[1.0], [1.0], [0.0]]])))
+    np.testing.assert_allclose(domain_loss_sum(use, jnp.array([[1]])), -np.log((0.5 + 0.9) / 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("gradient", ["straight_through", "gate_scaled"])

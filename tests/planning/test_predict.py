@@ -10,6 +10,7 @@ import sys
 import jax
 import pytest
 
+from configs.llava15_7b_mole import get_config as get_7b
 from mole_jax import plan as plan_door
 from mole_jax.config import AdapterConfig, Config, DataConfig, TrainConfig
 from mole_jax.errors import UserError
@@ -275,6 +276,24 @@ def test_sweep_tries_every_mesh_that_divides_the_model(config):
         dataclasses.replace(whole, data=config.data), arch, 16, dataclasses.replace(CHIP, memory=13e9)
     )
     assert sweep.fits(split, arch, 16, CHIP)
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "tensor", "rows", "remat", "compiled"),
+    [(8, 1, 32, "full", 7.07), (1, 2, 8, "dots", 17.4), (1, 2, 8, "none", 38.3)],
+)
+def test_the_rough_estimate_is_near_what_a_v5e_s_compiler_found(fsdp, tensor, rows, remat, compiled):
+    """GiB of `configs/llava15_7b_mole.py` without dropout on v5e:4x4, by `--sweep` with libtpu 0.0.50.1."""
+    config, chip = get_7b(), CHIPS["TPU v5 lite"]
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, remat=remat),
+        mesh=dataclasses.replace(config.mesh, fsdp=fsdp, tensor=tensor),
+        train=dataclasses.replace(config.train, batch_rows=rows),
+    )
+    arch = preset("vicuna-7b")
+    assert sweep.estimate(config, arch, 16, chip)[1] / GIB == pytest.approx(compiled, rel=0.25)
+    assert sweep.fits(config, arch, 16, chip) == (compiled < 15.75)
 
 
 def test_best_first_is_what_fits_and_is_fastest():

@@ -116,7 +116,7 @@ def test_devices_and_pieces_give_the_update_of_one_large_batch(data, batch, one_
 @pytest.mark.parametrize(
     "adapter",
     [
-        {"route_by": "instance", "shared_router": True, "shared_rank": 2},
+        {"route_by": "instance", "shared_router": True, "shared_rank": 2, "domain_weight": 0.1},
         pytest.param({"route_by": "domain"}, marks=pytest.mark.slow),
     ],
     ids=str,
