@@ -5,6 +5,7 @@
 makes the base and the data, and runs and reports the study: hours from nothing.
 """
 
+import dataclasses
 from pathlib import Path
 
 from mole_jax.config import (
@@ -35,14 +36,19 @@ DEGREE = 0.5
 """The degree of the main part, fixed by plain LoRA's curve alone."""
 
 MOLE = AdapterConfig(kind="mole", experts=3, rank=4, alpha=8.0, dropout=0.0)
+TAUGHT = dataclasses.replace(MOLE, route_by="instance", balance_weight=0.0, domain_weight=1.0)
+"""What configs/study_choice.py came to: one choice for an example, by routers that are taught the domains."""
+LEARNING_RATE = 5e-3
+FAST_ROUTER = 10 * LEARNING_RATE
+"""Learning rate of the routers of `TAUGHT`."""
 
 
 def data_folder(degree: float, seed: int) -> Path:
     return FOLDER / f"data_{degree:g}_{seed}"
 
 
-def setting(degree: float, seed: int) -> Config:
-    """Returns what all runs on the domains that conflict to this degree share."""
+def setting(degree: float, seed: int, router: float = LEARNING_RATE) -> Config:
+    """Returns what all runs on the domains that conflict to this degree share; `router` is its learning rate."""
     data = data_folder(degree, seed)
     return Config(
         model=ModelConfig(base=str(FOLDER / "base"), frozen_dtype="float32", compute_dtype="float32", remat="none"),
@@ -53,7 +59,7 @@ def setting(degree: float, seed: int) -> Config:
             examples_per_row=2,
             images_per_row=2,
         ),
-        optimizer=OptimizerConfig(learning_rate=5e-3),
+        optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, router_learning_rate=router),
         train=TrainConfig(batch_rows=2, trainable=("adapters", "router"), log_every=50),
         mesh=MeshConfig(data=1),
         evaluation=EvaluationConfig(
@@ -86,21 +92,28 @@ def prepare(degrees: tuple[float, ...], seed: int) -> None:
 def get_study() -> Study:
     lora, equal = plain(MOLE), equal_parameters(MOLE, preset("study").decoder)
     names = {"lora": f"LoRA r={MOLE.rank}", "equal": f"LoRA r={equal.rank}"}
-    chosen = f"MoLE E={MOLE.experts} r={MOLE.rank}"
+    mole = f"MoLE E={MOLE.experts} r={MOLE.rank}"
+    taught = f"{mole} taught"
     sections = [
         Section("main", {**EACH, "mix": MIX}, {names["lora"]: lora}),
-        Section("main", {"mix": MIX}, {chosen: MOLE, names["equal"]: equal}),
+        Section("main", {"mix": MIX}, {names["equal"]: equal, mole: MOLE}),
+        Section("main", {"mix": MIX}, {taught: TAUGHT}, run=setting(DEGREE, DATA_SEED, FAST_ROUTER)),
         Section("main", {"twice": dict.fromkeys(DOMAINS, 2.0)}, {names["lora"]: lora}),
     ]
-    points = []
+    points: dict[str, list] = {names["lora"]: [], taught: []}
     for degree in DEGREES:
-        here = degree == DEGREE
-        names_of = {name: name if here else f"{name} at {degree:g}" for name in (*DOMAINS, "mix")}
-        if not here:
+        names_of = {name: name if degree == DEGREE else f"{name} at {degree:g}" for name in (*DOMAINS, "mix")}
+        if degree != DEGREE:
             mixtures = {names_of[name]: EACH.get(name, MIX) for name in names_of}
-            sections.append(Section("conflict", mixtures, {names["lora"]: lora}, run=setting(degree, DATA_SEED)))
+            sections += [
+                Section("conflict", mixtures, {names["lora"]: lora}, run=setting(degree, DATA_SEED)),
+                Section(
+                    "conflict", {names_of["mix"]: MIX}, {taught: TAUGHT}, run=setting(degree, DATA_SEED, FAST_ROUTER)
+                ),
+            ]
         own = {name: f"{names_of[name]} / {names['lora']}" for name in DOMAINS}
-        points.append((degree, f"{names_of['mix']} / {names['lora']}", own))
+        for adapter, found in points.items():
+            found.append((degree, f"{names_of['mix']} / {adapter}", own))
     return Study(
         name="three domains that conflict",
         run=setting(DEGREE, DATA_SEED),
@@ -108,15 +121,16 @@ def get_study() -> Study:
         seeds=SEEDS,
         sections=tuple(sections),
         baseline=names["lora"],
-        comparisons=tuple(
-            (f"mix / {chosen}", other)
-            for other in (
-                f"mix / {names['lora']}",
-                f"mix / {names['equal']}",
-                f"twice / {names['lora']}",
-            )
+        comparisons=(
+            (f"mix / {taught}", f"mix / {names['lora']}"),
+            (f"mix / {taught}", f"mix / {names['equal']}"),
+            (f"mix / {taught}", f"twice / {names['lora']}"),
+            (f"mix / {mole}", f"mix / {names['lora']}"),
         ),
-        curves=(Curve("conflict", "share of names that the domains disagree on", tuple(points)),),
+        curves=tuple(
+            Curve(f"{adapter} over conflict", "share of names that the domains disagree on", tuple(found))
+            for adapter, found in points.items()
+        ),
         together=5,
         prepare=lambda: prepare(DEGREES, DATA_SEED),
     )

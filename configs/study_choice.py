@@ -5,7 +5,7 @@ python -m mole_jax.study --config configs/study_choice.py --workdir runs/study/c
 
 import dataclasses
 
-from configs.study import DEGREE, MIX, MOLE, prepare, setting
+from configs.study import DEGREE, FAST_ROUTER, MIX, MOLE, TAUGHT, prepare, setting
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import preset
 from mole_jax.study.config import Section, Study, equal_parameters, plain
@@ -28,6 +28,7 @@ def get_study() -> Study:
         "routed by": {
             "MoLE by instance": changed(route_by="instance"),
             "MoLE by instance weight 0": changed(route_by="instance", balance_weight=0.0),
+            "MoLE by instance taught": TAUGHT,
             "MoLE by domain": changed(route_by="domain"),
             "MoLE one router": changed(shared_router=True),
             "MoLE and shared expert": changed(shared_rank=MOLE.rank),
@@ -42,12 +43,23 @@ def get_study() -> Study:
         "experts": {f"MoLE E={experts}": changed(experts=experts) for experts in (1, 2, 4, 8)},
         "rank": {f"MoLE r={rank}": changed(rank=rank, alpha=2.0 * rank) for rank in (2, 8)},
     }
+    faster = {
+        "MoLE faster router": MOLE,
+        "MoLE by instance weight 0 faster router": changed(route_by="instance", balance_weight=0.0),
+        "MoLE taught faster router": changed(balance_weight=0.0, domain_weight=1.0),
+        "MoLE by instance taught faster router": TAUGHT,
+        "MoLE by instance taught faster router and shared expert": dataclasses.replace(TAUGHT, shared_rank=MOLE.rank),
+    }
+    slow, fast = (setting(DEGREE, DATA_SEED, *rate) for rate in ((), (FAST_ROUTER,)))
     return Study(
         name="choice of the defaults",
-        run=setting(DEGREE, DATA_SEED),
+        run=slow,
         unit_steps=500,
         seeds=SEEDS,
-        sections=tuple(Section(name, {"mix": MIX}, adapters) for name, adapters in sections.items()),
+        sections=(
+            *(Section(name, {"mix": MIX}, adapters) for name, adapters in sections.items()),
+            Section("router ten times as fast", {"mix": MIX}, faster, run=fast),
+        ),
         baseline=f"LoRA r={lora.rank}",
         together=3,
         prepare=lambda: prepare((DEGREE,), DATA_SEED),
