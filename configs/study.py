@@ -6,6 +6,7 @@ makes the base and the data, and runs and reports the study: hours from nothing.
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 from mole_jax.config import (
@@ -27,6 +28,11 @@ FOLDER = Path("runs/study")
 DOMAINS = ("general", "document", "biomedical")
 EACH = {name: {name: 1.0} for name in DOMAINS}
 MIX = dict.fromkeys(DOMAINS, 1.0)
+OTHERS = {
+    **{f"{a}+{b}": {a: 1.0, b: 1.0} for a, b in itertools.combinations(DOMAINS, 2)},
+    "2:1:1": dict(zip(DOMAINS, (2.0, 1.0, 1.0), strict=True)),
+}
+"""Pairs, and an uneven mixture."""
 
 SEEDS = (10, 11, 12, 13, 14)
 """None of those that the defaults were chosen on (configs/study_choice.py); nor are the data."""
@@ -114,6 +120,10 @@ def get_study() -> Study:
         own = {name: f"{names_of[name]} / {names['lora']}" for name in DOMAINS}
         for adapter, found in points.items():
             found.append((degree, f"{names_of['mix']} / {adapter}", own))
+    sections += [
+        Section("other mixtures", OTHERS, {names["lora"]: lora}),
+        Section("other mixtures", OTHERS, {taught: TAUGHT}, run=setting(DEGREE, DATA_SEED, FAST_ROUTER)),
+    ]
     return Study(
         name="three domains that conflict",
         run=setting(DEGREE, DATA_SEED),

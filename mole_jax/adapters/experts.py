@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mole_jax.adapters import expert_sharding, grouping
-from mole_jax.adapters.lora import LoRA
+from mole_jax.adapters.lora import LoRA, flat
 from mole_jax.adapters.router import Routing
 from mole_jax.config import RouterGradient
 from mole_jax.parallel import region
@@ -110,8 +110,8 @@ class Experts(LoRA):
     def masked(
         self, x: Float[Array, "B S I"], a: Float[Array, "I e*R"], b: Float[Array, "e*R O"], gates: Float[Array, "B S e"]
     ) -> Float[Array, "B S O"]:
-        h = x.reshape(-1, x.shape[-1]) @ a.astype(x.dtype)
+        h = flat(x) @ a.astype(x.dtype)
         # A product with ones, for a reshape to (e, R) makes a TPU change layouts: 3 % of a whole step (docs/pods.md).
         blocks = jnp.repeat(jnp.eye(gates.shape[-1], dtype=x.dtype), h.shape[-1] // gates.shape[-1], axis=1)
-        spread = jnp.matmul(gates.reshape(len(h), -1), blocks, precision=jax.lax.Precision.HIGHEST)
+        spread = jnp.matmul(gates.reshape(*h.shape[:-1], -1), blocks, precision=jax.lax.Precision.HIGHEST)
         return (((h * spread) @ b.astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mole_jax.parallel.devices import kind_in_force
+
 GROUPED_FROM = {"TPU": 1024}
 """Stacked ranks E * R from which sorting is known to pay, by the first word of `device_kind` (docs/pods.md).
 
@@ -33,10 +35,7 @@ class Groups(NamedTuple):
 
 def pays(ranks: int, tokens: int) -> bool:
     """Returns whether sorting is faster than masking on the devices in force, for `ranks` = E * R."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device if not mesh.empty else jax.devices()[0]
-    kind = device.device_kind.split()[0] if device is not None else ""
-    return tokens > FEW_TOKENS and ranks >= GROUPED_FROM.get(kind, np.inf)
+    return tokens > FEW_TOKENS and ranks >= GROUPED_FROM.get(kind_in_force(), np.inf)
 
 
 def group(choice: Float[Array, "B S E"]) -> Groups:
@@ -78,28 +77,28 @@ def grouped(
     y = jax.lax.ragged_dot(h * own, b.reshape(experts, -1, b.shape[-1]), sizes)[None]
     if all_gates:
         rest = gates * (1 - choice.astype(gates.dtype))
-        y = y + _gates_of_others(rest, jax.lax.stop_gradient((x, a, b)))
+        y = _with_gates_of_others(y, rest, jax.lax.stop_gradient((x, a, b)))
     return y
 
 
 @jax.custom_vjp
-def _gates_of_others(gates: Array, weights: tuple[Array, Array, Array]) -> Array:
-    """Zero, as the gates of experts that were not chosen are; its gradient is what the masked form sends to them."""
-    x, _, b = weights
-    return jnp.zeros((*x.shape[:-1], b.shape[-1]), x.dtype) + 0 * gates[..., :1]
+def _with_gates_of_others(y: Array, gates: Array, weights: tuple[Array, Array, Array]) -> Array:
+    """Adds nothing to y, for the gates of experts that were not chosen are 0, but sends them the masked form's
+    gradient."""
+    return y
 
 
-def _gates_forward(gates: Array, weights: tuple[Array, Array, Array]) -> tuple[Array, tuple]:
-    return _gates_of_others(gates, weights), (gates.shape[-1], weights)
+def _gates_forward(y: Array, gates: Array, weights: tuple[Array, Array, Array]) -> tuple[Array, tuple]:
+    return y, (gates.shape[-1], weights)
 
 
 def _gates_backward(saved: tuple, dy: Array) -> tuple:
     experts, (x, a, b) = saved
     products = (x @ a) * jnp.einsum("bto,ro->btr", dy, b)
-    return products.reshape(*products.shape[:-1], experts, -1).sum(axis=-1), None
+    return dy, products.reshape(*products.shape[:-1], experts, -1).sum(axis=-1), None
 
 
-_gates_of_others.defvjp(_gates_forward, _gates_backward)
+_with_gates_of_others.defvjp(_gates_forward, _gates_backward)
 
 
 @jax.custom_vjp

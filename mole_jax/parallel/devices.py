@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+
 GIB = 2**30
 
 
@@ -51,3 +53,13 @@ def peak_flops(device: Any) -> float | None:
     """Returns the chip's dense bfloat16 FLOP/s, or None where no figure is published (CPUs)."""
     chip = chip_of(device)
     return None if chip is None else chip.flops
+
+
+def kind_in_force() -> str:
+    """Returns the first word of the `device_kind` that is computed or compiled for, such as ``TPU`` or ``cpu``.
+
+    Empty where a mesh does not say it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = mesh.abstract_device if not mesh.empty else jax.devices()[0]
+    return device.device_kind.split()[0] if device is not None else ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 
 import jax
 import numpy as np
 import pytest
 
+from configs import study
 from mole_jax import cli
 from mole_jax.model.architecture import preset
 from mole_jax.parallel.mesh import make_mesh
@@ -75,3 +78,18 @@ def test_the_embedded_default_names_what_is_there():
     """configs/quickstart*.py load and check, and the base that is trained has the shape of the one that is shipped."""
     for name in ("quickstart", "quickstart_base", "real_mix"):
         assert dataclasses.is_dataclass(cli.load_config(str(ROOT / "configs" / f"{name}.py")))
+
+
+def test_the_taught_routers_of_the_study_are_one_command_for_the_7b():
+    """docs/study.md, "On your own data"."""
+    (line,) = re.findall(
+        r"mole_jax\.train --config (configs/llava15_7b_mole\.py .*)", (ROOT / "docs/study.md").read_text()
+    )
+    path, *flags = shlex.split(line)
+    config = cli.load_config(str(ROOT / path), flags[2:])
+    assert flags[0] == "--workdir"
+    chosen = study.TAUGHT
+    for field in ("route_by", "balance_weight", "domain_weight"):
+        assert getattr(config.adapter, field) == getattr(chosen, field), field
+    ratio = study.FAST_ROUTER / study.LEARNING_RATE
+    assert config.optimizer.router_learning_rate == pytest.approx(ratio * config.optimizer.learning_rate)

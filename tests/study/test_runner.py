@@ -127,8 +127,11 @@ def test_a_study_that_makes_no_sense_is_refused(folder, changes, message):
         arms(study(folder, **changes))
 
 
-@pytest.mark.parametrize("name", ["study", "study_choice"])
-def test_the_shipped_studies_have_a_grid(name, monkeypatch):
+SHIPPED = {"study": "runs/study/base", "study_choice": "runs/study/base", "study_real": "runs/study_real/base"}
+
+
+@pytest.mark.parametrize(("name", "base"), SHIPPED.items())
+def test_the_shipped_studies_have_a_grid(name, base, monkeypatch):
     """Every line of docs/study.md that starts one names its file; what it would run passes every check."""
     monkeypatch.chdir(tiny.ROOT)
     monkeypatch.syspath_prepend(str(tiny.ROOT))
@@ -136,7 +139,7 @@ def test_the_shipped_studies_have_a_grid(name, monkeypatch):
     assert f"configs/{name}.py" in lines
     shipped = cli.execute(f"configs/{name}.py", "get_study", Study)
     grid = arms(shipped)
-    assert {arm.config.model.base for arm in grid} == {"runs/study/base"}
+    assert {arm.config.model.base for arm in grid} == {base}
     assert max(arm.config.train.steps for arm in grid) >= 3 * shipped.unit_steps
 
 
