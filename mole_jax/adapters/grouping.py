@@ -71,34 +71,44 @@ def grouped(
     With `all_gates` the gradient of every gate is that of the masked form, also of experts that were not chosen
     (straight-through routing); else it is that of the chosen gate.
     """
-    experts = gates.shape[-1]
-    own = (gates * choice.astype(gates.dtype)).sum(axis=-1)[0, :, None]
-    h = jax.lax.ragged_dot(x[0], a.reshape(len(a), experts, -1).swapaxes(0, 1), sizes)
-    y = jax.lax.ragged_dot(h * own, b.reshape(experts, -1, b.shape[-1]), sizes)[None]
-    if all_gates:
-        rest = gates * (1 - choice.astype(gates.dtype))
-        y = _with_gates_of_others(y, rest, jax.lax.stop_gradient((x, a, b)))
-    return y
+    product = _with_all_gates if all_gates else _own_product
+    return product(x[0], a, b, gates[0], choice[0].astype(gates.dtype), sizes)[None]
 
 
-@jax.custom_vjp
-def _with_gates_of_others(y: Array, gates: Array, weights: tuple[Array, Array, Array]) -> Array:
-    """Adds nothing to y, for the gates of experts that were not chosen are 0, but sends them the masked form's
-    gradient."""
-    return y
+def _own_product(x: Array, a: Array, b: Array, gates: Array, choice: Array, sizes: Array) -> Array:
+    own = (gates * choice).sum(axis=-1, keepdims=True)
+    return _times_b(_times_a(x, a, sizes) * own, b, sizes)
 
 
-def _gates_forward(y: Array, gates: Array, weights: tuple[Array, Array, Array]) -> tuple[Array, tuple]:
-    return y, (gates.shape[-1], weights)
+def _times_a(x: Array, a: Array, sizes: Array) -> Array:
+    return jax.lax.ragged_dot(x, a.reshape(len(a), len(sizes), -1).swapaxes(0, 1), sizes)
 
 
-def _gates_backward(saved: tuple, dy: Array) -> tuple:
-    experts, (x, a, b) = saved
-    products = (x @ a) * jnp.einsum("bto,ro->btr", dy, b)
-    return dy, products.reshape(*products.shape[:-1], experts, -1).sum(axis=-1), None
+def _times_b(h: Array, b: Array, sizes: Array) -> Array:
+    return jax.lax.ragged_dot(h, b.reshape(len(sizes), -1, b.shape[-1]), sizes)
 
 
-_with_gates_of_others.defvjp(_gates_forward, _gates_backward)
+_with_all_gates = jax.custom_vjp(_own_product)
+
+
+def _all_gates_forward(*inputs: Array) -> tuple[Array, tuple]:
+    return _own_product(*inputs), inputs
+
+
+def _all_gates_backward(inputs: tuple, dy: Array) -> tuple:
+    x, a, b, gates, choice, sizes = inputs
+    # The gates of all experts need these products with all ranks, so a token's own part is taken from them. Split, for
+    # a reshape to (T, E, R) makes a TPU change layouts.
+    h, dh = (jnp.split(product, len(sizes), axis=-1) for product in (x @ a, jnp.einsum("to,ro->tr", dy, b)))
+    own = (gates * choice).sum(axis=-1, keepdims=True)
+    h_own, dh_own = (sum(part * choice[:, e, None] for e, part in enumerate(parts)) for parts in (h, dh))
+    dgates = jnp.stack([(one * other).sum(axis=-1) for one, other in zip(h, dh, strict=True)], axis=-1)
+    dx, da = jax.vjp(lambda x, a: _times_a(x, a, sizes), x, a)[1](dh_own * own)
+    (db,) = jax.vjp(lambda b: _times_b(h_own * own, b, sizes), b)[1](dy)
+    return dx, da, db, dgates, None, None
+
+
+_with_all_gates.defvjp(_all_gates_forward, _all_gates_backward)
 
 
 @jax.custom_vjp
