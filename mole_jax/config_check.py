@@ -73,6 +73,11 @@ def check(config: Config) -> Config:
             "adapter.route_by domain has no router that adapter.domain_weight could teach; set the weight to 0",
         )
         need(
+            adapter.domain_weight == 0 or adapter.experts <= len(data.domains),
+            f"adapter.domain_weight teaches an expert for each of {len(data.domains)} domains and leaves the rest of "
+            f"adapter.experts {adapter.experts} idle; set adapter.experts {len(data.domains)}, or the weight to 0",
+        )
+        need(
             adapter.route_by != "domain" or not (config.evaluation.tasks and config.evaluation.generate),
             "adapter.route_by domain cannot answer questions, whose domain no one knows; set evaluation.generate False",
         )

@@ -150,6 +150,10 @@ def test_what_cannot_be_told_or_answered_is_refused(tmp_path):
         ({"route_by": "domain"}, r"route_by domain cannot answer .* evaluation\.generate False"),
         ({"shared_router": True, "router_bias": True}, r"shared_router has no bias"),
         ({"route_by": "domain", "domain_weight": 0.1}, r"domain has no router that adapter\.domain_weight could teach"),
+        (
+            {"domain_weight": 0.1, "experts": 4},
+            r"each of 3 domains and leaves the rest of adapter\.experts 4 idle; set adapter\.experts 3",
+        ),
         ({"domain_weight": -0.1}, r"adapter\.domain_weight is -0\.1, it must not be negative"),
         ({"shared_rank": -1}, r"shared_rank is -1"),
     ):

@@ -164,6 +164,7 @@ def test_the_shipped_study_makes_its_base_and_data_from_nothing(tmp_path, monkey
         assert Path(path).exists()
 
 
+@pytest.mark.slow
 def test_seeds_train_together_as_they_do_alone(folder, tmp_path):
     """Losses, gradient norms, expert use and held-out results; what each leaves can be opened as any run can."""
     both, alone = epath.Path(tmp_path / "both"), epath.Path(tmp_path / "alone")

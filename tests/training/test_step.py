@@ -92,7 +92,7 @@ def one_device(data, batch):
     [
         ({"data": 1}, 4),
         ({"data": 8}, 1),
-        ({"data": 2, "fsdp": 4}, 1),
+        pytest.param({"data": 2, "fsdp": 4}, 1, marks=pytest.mark.slow),
         ({"data": 1, "fsdp": 8}, 1),
         ({"data": 4, "tensor": 2}, 1),
         ({"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}, 2),
