@@ -120,10 +120,7 @@ def get_study() -> Study:
         own = {name: f"{names_of[name]} / {names['lora']}" for name in DOMAINS}
         for adapter, found in points.items():
             found.append((degree, f"{names_of['mix']} / {adapter}", own))
-    sections += [
-        Section("other mixtures", OTHERS, {names["lora"]: lora}),
-        Section("other mixtures", OTHERS, {taught: TAUGHT}, run=setting(DEGREE, DATA_SEED, FAST_ROUTER)),
-    ]
+    sections.append(Section("other mixtures", OTHERS, {names["lora"]: lora}))
     return Study(
         name="three domains that conflict",
         run=setting(DEGREE, DATA_SEED),

@@ -115,7 +115,6 @@ def get_study() -> Study:
             Section("main", {**EACH, "mix": MIX}, {names["lora"]: lora}),
             Section("main", {"mix": MIX}, {names["equal"]: equal, mole: MOLE}),
             Section("main", {"mix": MIX}, {taught: TAUGHT}, run=setting(FAST_ROUTER)),
-            Section("main", {"twice": dict.fromkeys(DOMAINS, 2.0)}, {names["lora"]: lora}),
         ),
         baseline=names["lora"],
         comparisons=tuple((f"mix / {taught}", f"mix / {name}") for name in (*names.values(), mole)),
