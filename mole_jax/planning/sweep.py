@@ -95,7 +95,7 @@ def estimate(config: Config, arch: LlavaArchitecture, devices: int, chip: Chip |
 
     Half the peak for the products, nothing hidden behind them; weights gathered twice (three times with full
     recomputation); over tensor four sums of activations a layer and pass. Memory: weights, adapters with moments, what
-    is kept and a fifth more, and 3 GiB to work with, which is what compiled plans of a 7B have besides.
+    is kept and a fifth more, and 3 GiB to work with; both constants are fitted to three compiled plans of a 7B.
     """
     decoder, mesh, adapter = arch.decoder, config.mesh, config.adapter
     layer = decoder.width * (2 * (decoder.heads + decoder.kv_heads) * decoder.head_dim + 3 * decoder.mlp_width)
