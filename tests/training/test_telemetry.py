@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -89,11 +90,15 @@ def test_remote_file_is_rewritten_whole(monkeypatch):
         def exists(self):
             return True
 
-        def read_text(self):
-            return self.text
+        def read_bytes(self):
+            return self.text.encode()
 
-        def write_text(self, text):
-            self.text, self.writes = text, self.writes + 1
+        @contextmanager
+        def open(self, mode):
+            assert mode == "wb"
+            stream = io.BytesIO()
+            yield stream
+            self.text, self.writes = stream.getvalue().decode(), self.writes + 1
 
     class NoEvents:
         def __init__(self, *_, **__):
@@ -101,7 +106,7 @@ def test_remote_file_is_rewritten_whole(monkeypatch):
             self.flush = self.close = lambda: None
 
     remote = Remote()
-    monkeypatch.setattr(telemetry.epath, "Path", lambda _: remote)
+    monkeypatch.setattr(epath, "Path", lambda _: remote)
     monkeypatch.setattr(telemetry, "SummaryWriter", NoEvents)
     with MetricsWriter("gs://bucket/run", 1) as writer:
         writer.write(2, {"loss": 0.5})
