@@ -21,7 +21,7 @@ FLOORS = (
     ("weights",),
     ("model",),
     ("adapters", "cli"),
-    ("parallel", "config_check", "synthetic", "tokenizer"),
+    ("parallel", "config_check", "synthetic", "tokenizer", "workdir"),
     ("files", "config_json"),
     ("config", "parameters", "compat"),
     ("errors", "clip"),
