@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mole_jax.adapters.balance import balance_loss_sum, domain_loss_sum
+from mole_jax.adapters.mixture import Hints
 from mole_jax.config import Config
-from mole_jax.model.decoder import Hints
 from mole_jax.model.llava import Llava
 from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Parameter, Tree
