@@ -44,7 +44,8 @@ class Experts(nnx.Module):
         self.a, self.b = low_rank_pair(declare, projection, experts * rank, "expert")
         self.scale = scale
         self.dropout = Dropout(dropout)
-        self.gradient, self.movement = gradient, movement
+        self.gradient = gradient
+        self.movement: Literal["auto", Movement] = movement
         self.shared = LoRA(declare, projection, rank=shared_rank, scale=scale, dropout=dropout) if shared_rank else None
 
     def keep(self, key: PRNGKeyArray | None, rows: int, length: int) -> Bool[Array, "B S I"] | None:

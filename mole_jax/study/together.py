@@ -126,13 +126,7 @@ class Bench:
         self.tokenizer = Tokenizer.load(tokenizer_path(config.model, self.source))
         self.base_hash = self.source.content_hash()
         sources = tuple(Source.open(one.name, one.path, one.image_root) for one in config.data.domains)
-        layout = Layout.of(
-            config.data,
-            image_size=self.arch.vision.image_size,
-            image_span=self.arch.image_span,
-            image_token_id=self.arch.image_token_id,
-        )
-        self.loader = KeptLoader(sources, self.tokenizer, layout)
+        self.loader = KeptLoader(sources, self.tokenizer, Layout.of(config.data, self.arch.image))
         self._drawn: Drawn | None = None
         self.held_out: dict[str, list[Mapping[str, Any]]] = {}
         for task in config.evaluation.tasks:

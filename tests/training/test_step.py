@@ -38,9 +38,7 @@ def batch(data):
         config.data,
         seed=0,
         tokenizer=Tokenizer.load(tiny.TOKENIZER),
-        image_size=arch.vision.image_size,
-        image_span=arch.image_span,
-        image_token_id=arch.image_token_id,
+        image=arch.image,
         rows=8,
     )
     arrays = next(mixture).arrays()
