@@ -144,8 +144,10 @@ def declared(model: nnx.Module) -> dict[str, Parameter]:
     return {"/".join(map(str, path)): variable for path, variable in sorted(nnx.to_flat_state(nnx.state(model)))}
 
 
-def cut(leaves: Mapping[str, Any], declarations: Mapping[str, Parameter], groups: Iterable[str]) -> tuple[Tree, Tree]:
-    """Cuts `leaves` (by path) into (trainable, frozen) by the group of each parameter."""
+def split_trainable(
+    leaves: Mapping[str, Any], declarations: Mapping[str, Parameter], groups: Iterable[str]
+) -> tuple[Tree, Tree]:
+    """Splits `leaves` (by path) into those of the trainable `groups` and the frozen rest."""
     chosen = set(groups)
     trainable = {path: leaf for path, leaf in leaves.items() if group_of(declarations[path]) in chosen}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in trainable}
