@@ -22,7 +22,7 @@ FLOORS = (
     ("model",),
     ("adapters", "cli"),
     ("parallel", "config_check", "synthetic", "tokenizer", "workdir"),
-    ("files", "config_json"),
+    ("files", "config_json", "image_spec"),
     ("config", "parameters", "compat"),
     ("errors", "clip"),
 )

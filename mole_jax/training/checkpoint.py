@@ -110,9 +110,8 @@ class Checkpointer:
     def prune(self) -> None:
         """Deletes what a kill between writing and deleting left beyond the ones to keep."""
         steps = self.steps()
-        losses = {step: self.manager.metrics(step) for step in steps}
-        measured = [step for step in steps if losses[step]]
-        best = sorted(measured, key=lambda step: losses[step][HELD_OUT_LOSS])[: self._config.keep_best]
+        measured = {step: metrics[HELD_OUT_LOSS] for step in steps if (metrics := self.manager.metrics(step))}
+        best = sorted(measured, key=measured.__getitem__)[: self._config.keep_best]
         for step in steps[self._config.keep_last :]:
             if step not in best:
                 self.manager.delete(step)
