@@ -25,7 +25,7 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
 from mole_jax.planning.compile import Facts, Step, abstract_step, compile_step, device_bytes, facts_of, with_layers
 from mole_jax.planning.predict import DEPTHS, at_depth, least_seconds
-from mole_jax.planning.report import aligned
+from mole_jax.planning.report import table
 from mole_jax.planning.topology import devices_of, no_accelerator
 
 MIXTURES = ((3, 32), (8, 32), (8, 128))
@@ -131,7 +131,7 @@ def main() -> None:
         f"{flags.rows} x {flags.length} tokens, dropout {flags.dropout}; decoding {flags.answers} sequences, "
         f"{flags.length} places; estimated cycles and peak memory, ratios to plain LoRA of the same rank"
     )
-    print(aligned(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":
