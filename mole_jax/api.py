@@ -8,12 +8,12 @@ from flax import nnx
 
 from mole_jax.config import DecodingConfig, Dtype, ImageAspect, MeshConfig, PromptName
 from mole_jax.config_check import check_decoding
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.model.llava import Llava
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import unflatten
 from mole_jax.serving.assistant import Assistant, Processor
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.setup import check_vocabulary
 from mole_jax.training.state import ModelSpec, place
 from mole_jax.weights.source import open_source

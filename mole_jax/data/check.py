@@ -11,7 +11,7 @@ import numpy as np
 from mole_jax.config import DataConfig
 from mole_jax.data import mixing
 from mole_jax.data.load import TOO_LONG, TOO_MANY_IMAGES, Layout, Loaded, Loader, RecordProblem, Source
-from mole_jax.data.tokenizer import Tokenizer
+from mole_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.tokenizer import Tokenizer
 
 IMAGE = "<image>"
 

@@ -15,8 +15,8 @@ from mole_jax.data.batch import Batch, Row, empty_row, single_row, stack
 from mole_jax.data.conversation import Example
 from mole_jax.data.load import Layout, Loader, Source
 from mole_jax.data.stream import Ledger
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

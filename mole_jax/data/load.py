@@ -12,8 +12,8 @@ from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data.conversation import PROMPTS, Example, PromptPreset, encode, encode_prompt
 from mole_jax.data.image import check_image, load_image
 from mole_jax.data.records import Records, image_root, parse_record, read_records
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.tokenizer import Tokenizer
 
 BAD_RECORD, BAD_IMAGE = "bad record", "bad image"
 TOO_LONG, TOO_MANY_IMAGES = "too long", "too many images"

@@ -14,8 +14,8 @@ from mole_jax.data.batch import Batch, Row, empty_row, stack
 from mole_jax.data.load import Layout, Loader, Source
 from mole_jax.data.packing import Packer, row_of
 from mole_jax.data.stream import Ledger, Reader, Stream
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.tokenizer import Tokenizer
 
 STATE_VERSION = 2
 MOST_SHARDS = 16

@@ -21,11 +21,11 @@ from mole_jax.evaluation.routing_report import RESULT, write_routing
 from mole_jax.evaluation.routing_statistics import Routed
 from mole_jax.evaluation.runner import no_example, open_held_out
 from mole_jax.model.llava import Llava
+from mole_jax.model.loss import token_losses
+from mole_jax.model.objective import Arrays, hints
 from mole_jax.parallel import hosts
 from mole_jax.parallel.sharding import put_batch, replicated
 from mole_jax.parameters import Tree, flatten, unflatten
-from mole_jax.training.loss import token_losses
-from mole_jax.training.step import Arrays, hints
 from mole_jax.weights.source import RunSource, open_source
 
 

@@ -14,12 +14,12 @@ from jax.sharding import Mesh, NamedSharding
 from mole_jax.config import DecodingConfig, ImageAspect, PromptName
 from mole_jax.data.conversation import IMAGE, PROMPTS, Turn, encode_prompt
 from mole_jax.data.image import load_image
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parameters import Tree
 from mole_jax.serving.sampler import Prompt, Sampler, ending
+from mole_jax.tokenizer import Tokenizer
 
 MAX_PIXELS = 50_000_000
 """Images with more pixels are refused as decompression bombs."""

@@ -18,9 +18,7 @@ from mole_jax import config_json
 from mole_jax.config import Config, EvaluationConfig
 from mole_jax.data.load import Layout, Loader, Source
 from mole_jax.data.mixture import Mixture
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
-from mole_jax.evaluation.answers import write_whole
 from mole_jax.evaluation.runner import (
     expert_shares,
     held_out_result,
@@ -28,11 +26,13 @@ from mole_jax.evaluation.runner import (
     result_file,
     write_expert_use,
 )
+from mole_jax.files import write_text
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch, replicated
 from mole_jax.parameters import Tree, cut, flatten, unflatten
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.flops import step_flops
 from mole_jax.training.setup import prepare
@@ -192,7 +192,7 @@ class Bench:
             workdir.mkdir(parents=True, exist_ok=True)
             own = jax.tree.map(lambda leaf, i=i: leaf[i], state)
             lines = [(number, speed, jax.tree.map(lambda leaf, i=i: leaf[i], host)) for number, speed, host in outputs]
-            write_whole(workdir / "data_report.json", json.dumps(drawn.reports[i], indent=1))
+            write_text(workdir / "data_report.json", json.dumps(drawn.reports[i], indent=1))
             self._write(one, workdir, own, drawn.positions[i], lines, *results[i])
 
     def _batches(self, configs: Sequence[Config], steps: int) -> Drawn:
@@ -253,7 +253,7 @@ class Bench:
         """Writes a run's folder; the result last, since its being there means that all is."""
         assert config.train.steps is not None
         assert config.model.base is not None
-        write_whole(workdir / "config.json", json.dumps(config_json.to_json(config), indent=1))
+        write_text(workdir / "config.json", json.dumps(config_json.to_json(config), indent=1))
         self.tokenizer.save(str(workdir))
         domains = [domain.name for domain in config.data.domains]
         with MetricsWriter(workdir, resume_step=None) as writer:
@@ -275,4 +275,4 @@ class Bench:
         result = result_file(workdir, config.train.steps)
         result.parent.mkdir(parents=True, exist_ok=True)
         write_expert_use(workdir, use)
-        write_whole(result, json.dumps({"step": config.train.steps, "tasks": tasks}, indent=1))
+        write_text(result, json.dumps({"step": config.train.steps, "tasks": tasks}, indent=1))

@@ -16,15 +16,16 @@ from mole_jax import config_json
 from mole_jax.config import Config
 from mole_jax.data.load import Source
 from mole_jax.data.mixture import Mixture
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.model.objective import Forward
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
 from mole_jax.parameters import Tree, cut, flatten
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.optimizer import direction, schedule
 from mole_jax.training.state import ModelSpec, place, trainable_table
-from mole_jax.training.step import Forward, StepMaker, TrainState
+from mole_jax.training.step import StepMaker, TrainState
 from mole_jax.weights import source as weights
 from mole_jax.weights.run import Meta, latest_step, write_params
 from mole_jax.weights.source import locate, open_base, open_source, tokenizer_path

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mole_jax.evaluation.routing_statistics import entropy, mutual_information, shares
-from mole_jax.training.step import Sums
+from mole_jax.model.objective import Sums
 
 
 def step_metrics(step_output: Mapping[str, Any], domains: Sequence[str]) -> dict[str, float]:

@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from mole_jax.config import AdapterConfig, MeshConfig
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.state import ModelSpec
 from mole_jax.weights import llava_mole, mixlora, mole_folder, run
 from mole_jax.weights.adapter_source import AdapterSource

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data.mixture import Mixture
-from mole_jax.data.tokenizer import Tokenizer
+from mole_jax.tokenizer import Tokenizer
 
 IMAGE_ID = 900
 MODEL = {"image_size": 8, "image_span": 3, "image_token_id": IMAGE_ID}

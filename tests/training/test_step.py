@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 def batch(data):
     """Eight packed rows of the real mixture, as host arrays."""
     from mole_jax.data.mixture import Mixture
-    from mole_jax.data.tokenizer import Tokenizer
+    from mole_jax.tokenizer import Tokenizer
 
     config = tiny.config(data)
     arch = open_base(config.model, 0).architecture
