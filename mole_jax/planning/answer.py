@@ -34,7 +34,7 @@ class Answer:
         told = report.text(self.best, self.advice)
         if self.fitting is None:
             return told
-        table = report.table([report.COLUMNS, *map(report.row, self.plans)])
+        table = report.right_aligned([report.COLUMNS, *map(report.row, self.plans)])
         counted = f"compiled {len(self.plans)} of {self.fitting} that fit by a rough estimate (--limit)"
         return f"{table}\n{counted}; the best of them:\n\n{told}"
 

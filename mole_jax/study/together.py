@@ -31,7 +31,7 @@ from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch, replicated
-from mole_jax.parameters import Tree, cut, flatten, unflatten
+from mole_jax.parameters import Tree, flatten, split_trainable, unflatten
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.flops import step_flops
@@ -86,7 +86,7 @@ def programs(config: Config, arch: LlavaArchitecture) -> Programs:
     spec, mesh = ModelSpec.of(arch, config.adapter), make_mesh(config.mesh)
     abstract = spec.abstract(mesh, config.train.trainable, config.model.frozen_dtype)
     assert config.train.steps is not None
-    trainable = cut(abstract, spec.declarations, config.train.trainable)[0]
+    trainable = split_trainable(abstract, spec.declarations, config.train.trainable)[0]
     maker, _ = prepare(config, spec, mesh, trainable, config.train.steps)
     step = jax.jit(jax.vmap(maker.train_step, in_axes=(0, None, 0, 0)), donate_argnums=0)
     return Programs(spec, maker, step, jax.jit(jax.vmap(maker.forward.evaluation_step, in_axes=(0, None, None))))
@@ -126,13 +126,7 @@ class Bench:
         self.tokenizer = Tokenizer.load(tokenizer_path(config.model, self.source))
         self.base_hash = self.source.content_hash()
         sources = tuple(Source.open(one.name, one.path, one.image_root) for one in config.data.domains)
-        layout = Layout.of(
-            config.data,
-            image_size=self.arch.vision.image_size,
-            image_span=self.arch.image_span,
-            image_token_id=self.arch.image_token_id,
-        )
-        self.loader = KeptLoader(sources, self.tokenizer, layout)
+        self.loader = KeptLoader(sources, self.tokenizer, Layout.of(config.data, self.arch.image))
         self._drawn: Drawn | None = None
         self.held_out: dict[str, list[Mapping[str, Any]]] = {}
         for task in config.evaluation.tasks:
@@ -219,7 +213,7 @@ class Bench:
         loaded = self.source.load(abstract)
         make = spec.maker({path: leaf for path, leaf in abstract.items() if path not in loaded})
         made = jax.jit(jax.vmap(make))(seeds)
-        names = set(flatten(cut(abstract, spec.declarations, config.train.trainable)[0]))
+        names = set(flatten(split_trainable(abstract, spec.declarations, config.train.trainable)[0]))
         if still := sorted(set(made) - names):
             raise UserError(f"study: the base lacks {still[0]}, which does not train; give a whole base")
         params = {

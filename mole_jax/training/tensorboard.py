@@ -10,15 +10,18 @@ import io
 import socket
 import struct
 import time
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from etils import epath
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from mole_jax.files import explained, is_remote, write_bytes
+
+events: Any = event_pb2
+"""Its classes are made at import, where no type checker sees them."""
 
 
 class EventFile:
@@ -35,17 +38,19 @@ class EventFile:
         with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._stream: IO[bytes] = io.BytesIO() if is_remote(folder) else open(self._path, "wb")  # noqa: SIM115
-        self._write(Event(wall_time=now, file_version="brain.Event:2"))
-        self._write(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+        self._write(events.Event(wall_time=now, file_version="brain.Event:2"))
+        self._write(
+            events.Event(wall_time=now, step=purge_step, session_log=events.SessionLog(status=events.SessionLog.START))
+        )
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Adds a number."""
-        self._write(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
+        self._write(events.Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Adds a picture, (H, W, 3) uint8."""
         shown = summary.image(name, pixels, dataformats="HWC")
-        self._write(Event(wall_time=time.time(), step=step, summary=shown))
+        self._write(events.Event(wall_time=time.time(), step=step, summary=shown))
 
     def flush(self) -> None:
         """Makes all events visible to readers.
@@ -67,7 +72,7 @@ class EventFile:
             with explained(self._path):
                 self._stream.close()
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         # The TFRecord format: length, its checksum, the content, its checksum.
         content = event.SerializeToString()
         length = struct.pack("<Q", len(content))

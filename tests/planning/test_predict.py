@@ -313,7 +313,7 @@ def test_best_first_is_what_fits_and_is_fastest():
     slow, fast = plan(tokens_per_second=1.0), plan(tokens_per_second=2.0)
     over = plan(tokens_per_second=9.0, memory=big(activations=40 * GIB))
     assert sorted([over, slow, fast], key=sweep.rank) == [fast, slow, over]
-    table = report.table([report.COLUMNS, *map(report.row, (fast, over))]).splitlines()
+    table = report.right_aligned([report.COLUMNS, *map(report.row, (fast, over))]).splitlines()
     assert "65,536" not in table[2]
     assert "over" in table[2]
 
@@ -327,7 +327,7 @@ def test_an_answer_tells_the_best_and_after_a_sweep_all():
     assert swept.text().endswith(
         f"compiled 2 of 9 that fit by a rough estimate (--limit); the best of them:\n\n{alone.text()}"
     )
-    assert swept.text().startswith(report.table([report.COLUMNS, report.row(one), report.row(other)]) + "\n")
+    assert swept.text().startswith(report.right_aligned([report.COLUMNS, report.row(one), report.row(other)]) + "\n")
     assert swept.to_json() == {**alone.to_json(), "sweep": [as_json(one), as_json(other)]}
 
 
