@@ -16,6 +16,7 @@ import numpy as np
 
 from mole_jax.config import Config
 from mole_jax.errors import UserError
+from mole_jax.files import absolute, read_json, write_json
 from mole_jax.model.architecture import PRESETS, LlavaArchitecture
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import batch_sharding, check_rows
@@ -26,7 +27,6 @@ from mole_jax.planning.topology import compiler_version, devices_of, one_at_a_ti
 from mole_jax.training.setup import compiled_step, prepare
 from mole_jax.training.state import ModelSpec
 from mole_jax.training.step import StepMaker, TrainState
-from mole_jax.weights.run import absolute
 from mole_jax.weights.source import open_base
 
 HUB_PRESETS = {
@@ -156,8 +156,8 @@ def facts_of(lowered: Any, mesh: jax.sharding.Mesh, layers: int, topology: str, 
     with one_at_a_time(cache):
         if not file.exists():
             facts = _compile(lowered, mesh, layers, platform)
-            file.write_text(json.dumps({"program": key, "words": words, **dataclasses.asdict(facts)}, indent=1))
-    return _read(json.loads(file.read_text()))
+            write_json(file, {"program": key, "words": words, **dataclasses.asdict(facts)})
+    return _read(read_json(file, remedy="delete it, and the step is compiled again"))
 
 
 def _compile(lowered: Any, mesh: jax.sharding.Mesh, layers: int, platform: str) -> Facts:

@@ -114,7 +114,14 @@ def parse_instruction(line: str) -> Instruction | None:
     operands, attributes = _split_operands(rest)
     if opcode in ("constant", "parameter"):  # what stands in their brackets is a value, or the number
         operands, attributes = (), rest
-    return Instruction(head[2], opcode, parse_shapes(shape), operands, attributes, head[1] is not None)
+    return Instruction(
+        name=head[2],
+        opcode=opcode,
+        shapes=parse_shapes(shape),
+        operands=operands,
+        attributes=attributes,
+        is_root=head[1] is not None,
+    )
 
 
 def _until_opcode(text: str) -> tuple[str, str]:

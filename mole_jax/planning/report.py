@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mole_jax.files import writing
 from mole_jax.parallel.devices import GIB
 from mole_jax.planning.predict import Memory, Prediction
 
@@ -140,7 +141,11 @@ def right_aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(plan: Prediction, file: Path) -> None:
-    """Draws the memory of a device and the time of a step, as PNG, SVG or whatever the file's name ends in."""
+    """Draws the memory of a device and the time of a step, as PNG, SVG or whatever the file's name ends in.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -158,4 +163,5 @@ def draw(plan: Prediction, file: Path) -> None:
     right.barh(list(known), list(known.values()), color=COLOURS[: len(known)])
     right.set(xlabel="seconds", title="A step (predicted)" if known else "No time is estimated")
     figure.suptitle(f"{plan.topology}, {mesh_name(plan)}, {plan.rows} x {plan.length} tokens, remat {plan.remat}")
-    figure.savefig(file, dpi=120)
+    with writing(file) as stream:
+        figure.savefig(stream, format=file.suffix.removeprefix("."), dpi=120)

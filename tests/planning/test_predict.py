@@ -335,6 +335,15 @@ def test_figure_is_written(tmp_path):
     file = tmp_path / "plan.png"
     report.draw(plan(), file)
     assert file.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"none/plan.png: cannot be written"):
+        report.draw(plan(), tmp_path / "none" / "plan.png")
+
+
+def test_a_damaged_file_of_the_cache_is_named(compiled, two, config, tmp_path):
+    (known,) = [file for file in compiled[1].glob("*.json") if json.loads(file.read_text())["layers"] == 2]
+    (tmp_path / known.name).write_text(known.read_text()[:100])
+    with pytest.raises(UserError, match=f"{known.name}: cannot be read as JSON .* delete it"):
+        compile_step(config, with_layers(preset("tiny"), 2), make_mesh(config.mesh), "cpu", tmp_path)
 
 
 def test_architecture_of_a_hub_base_needs_no_weights(config):
