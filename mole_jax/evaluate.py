@@ -24,7 +24,7 @@ def main() -> None:
     with hosts.joined(flags, preemptible=False):
         from mole_jax.evaluation.checkpoint import evaluate_checkpoint
         from mole_jax.evaluation.tables import aligned, score_rows
-        from mole_jax.weights.run import absolute
+        from mole_jax.files import absolute
 
         result = evaluate_checkpoint(config, flags.checkpoint, absolute(flags.workdir), base=flags.base)
         if hosts.is_first():
@@ -55,7 +55,7 @@ def _compare() -> None:
     parser.add_argument("--workdir")
     flags = parser.parse_args()
     from mole_jax.evaluation.compare import compare
-    from mole_jax.weights.run import absolute
+    from mole_jax.files import absolute
 
     found = compare(*flags.compare)
     print(found.text())

@@ -18,7 +18,7 @@ def main() -> None:
     with hosts.joined(flags, preemptible=False):
         from mole_jax.evaluation.routing import routing_of_checkpoint
         from mole_jax.evaluation.routing_report import text
-        from mole_jax.weights.run import absolute
+        from mole_jax.files import absolute
 
         workdir, by_layer = absolute(flags.workdir), flags.knock_out == "layers"
         routed = routing_of_checkpoint(config, flags.checkpoint, workdir, base=flags.base, by_layer=by_layer)

@@ -17,7 +17,7 @@ from mole_jax.evaluation.pins import WEIGHTS, first_difference
 from mole_jax.evaluation.runner import predictions_file
 from mole_jax.evaluation.tables import aligned, markdown
 from mole_jax.evaluation.tables import score as percent
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 
 SEED = 0
 """Of the resamples: the same two evaluations always compare alike."""

@@ -16,17 +16,17 @@ import numpy as np
 
 from mole_jax.config import Config
 from mole_jax.errors import UserError
+from mole_jax.files import absolute
 from mole_jax.model.architecture import PRESETS, LlavaArchitecture
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import batch_sharding, check_rows
 from mole_jax.parameters import Tree, cut
 from mole_jax.planning.hlo import Collective, Kernels, Program
 from mole_jax.planning.topology import compiler_version, devices_of, one_at_a_time
 from mole_jax.training.setup import compiled_step, prepare
-from mole_jax.training.state import ModelSpec
 from mole_jax.training.step import StepMaker, TrainState
-from mole_jax.weights.run import absolute
-from mole_jax.weights.source import open_base
+from mole_jax.weights.open import open_base
 
 HUB_PRESETS = {
     "llava-hf/llava-1.5-7b-hf": "vicuna-7b",
