@@ -35,7 +35,7 @@ $(STAMP): requirements.txt
 	@touch $@
 
 quickstart: setup ## train a small LLaVA-MoLE on synthetic data, on this machine, and leave a report
-	$(PYTHON) -m mole_jax.data.synthetic --output $(QUICK)/data --seed 0 --train 1500 --test 100
+	$(PYTHON) -m mole_jax.synthetic --output $(QUICK)/data --seed 0 --train 1500 --test 100
 	test -d $(QUICK)/base/checkpoints/0 || \
 	  $(PYTHON) -m mole_jax.convert --input assets/quickstart_base --output $(QUICK)/base --to run
 	$(PYTHON) -m mole_jax.train --config configs/quickstart.py --workdir $(QUICK)/mole

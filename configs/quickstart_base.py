@@ -3,7 +3,7 @@
 It learns to see and to name what is in the pictures from captions; it is never taught the three domains'
 instructions. Made in about an hour on two CPU cores with
 
-    python -m mole_jax.data.synthetic --output runs/base/data --seed 7 --train 10 --test 10 --captions 40000
+    python -m mole_jax.synthetic --output runs/base/data --seed 7 --train 10 --test 10 --captions 40000
     python -m mole_jax.train --config configs/quickstart_base.py --workdir runs/base/run
     python -m mole_jax.convert --input runs/base/run --output assets/quickstart_base --to hf
 """

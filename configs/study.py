@@ -82,7 +82,7 @@ def prepare(degrees: tuple[float, ...], seed: int) -> None:
     from etils import epath
 
     from configs import study_base, study_questions
-    from mole_jax.data import synthetic
+    from mole_jax.synthetic import domains as synthetic
     from mole_jax.training.loop import train
     from mole_jax.weights.run import latest_step
 

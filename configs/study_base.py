@@ -12,7 +12,8 @@ from mole_jax.config import (
     TaskConfig,
     TrainConfig,
 )
-from mole_jax.data import synthetic
+from mole_jax.synthetic import domains as synthetic
+from mole_jax.synthetic import vocabulary
 
 FOLDER = "runs/study/captions"
 TOKENIZER = "runs/study/tokenizer"
@@ -21,7 +22,7 @@ TOKENIZER = "runs/study/tokenizer"
 def make_data() -> None:
     """Makes what this config reads, where it is not there yet."""
     synthetic.generate(FOLDER, seed=7, train=8, test=100, disagreement=0.0, captions=24_000)
-    synthetic.train_tokenizer(synthetic.texts(FOLDER), TOKENIZER)
+    vocabulary.train_tokenizer(synthetic.texts(FOLDER), TOKENIZER)
 
 
 def get_config() -> Config:

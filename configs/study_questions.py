@@ -4,7 +4,7 @@ import dataclasses
 
 from configs import study_base
 from mole_jax.config import Config, DomainConfig, ModelConfig, TaskConfig
-from mole_jax.data import synthetic
+from mole_jax.synthetic import domains as synthetic
 
 FOLDER = "runs/study/questions"
 

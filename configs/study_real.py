@@ -85,7 +85,7 @@ def prepare() -> None:
     """Makes tokenizer and base where they are not there yet."""
     from etils import epath
 
-    from mole_jax.data import synthetic
+    from mole_jax.synthetic import vocabulary
     from mole_jax.training.loop import train
     from mole_jax.weights.run import latest_step
 
@@ -95,7 +95,7 @@ def prepare() -> None:
     records = [
         record for name in (*DOMAINS, *OTHERS) for record in json.loads((DATA / name / "train.json").read_text())
     ]
-    synthetic.train_tokenizer(
+    vocabulary.train_tokenizer(
         [text for one in records for text in (one["question"], one["answer"])], FOLDER / "tokenizer"
     )
     train(config, folder)

@@ -7,14 +7,20 @@ with `dataclasses.replace` in a file or with ``--section.field value`` on the co
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Literal
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
-GROUPS = ("adapters", "router", "projector", "vision", "decoder")
+
+Group = Literal["adapters", "router", "projector", "vision", "decoder"]
+GROUPS: tuple[Group, ...] = typing.get_args(Group)
+"""Parameter groups, each of which trains or is frozen as a whole."""
 
 Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
 RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
+Movement = Literal["gather", "all_to_all"]
 PromptName = Literal["v1", "llava_mole", "no_system", "plain"]
 ImageAspect = Literal["pad", "crop"]
 Ability = Literal[
@@ -47,7 +53,7 @@ class ModelConfig:
     """Type in which frozen weights are stored. Trainable weights are always float32."""
     compute_dtype: Dtype = "bfloat16"
     """Type of activations and matrix products. Router, norms, softmax and loss are float32 regardless."""
-    remat: Literal["none", "dots", "full"] = "full"
+    remat: Remat = "full"
     """What a layer's backward pass recomputes: nothing, all but matrix products, everything."""
 
 
@@ -87,7 +93,7 @@ class AdapterConfig:
     they find out by themselves what is worth a separate expert. Answering needs no domain either way."""
     expert_path: Literal["auto", "masked", "grouped"] = "auto"
     """masked: all experts on every token, then zeroed. grouped: tokens sorted by expert. Same values, other speed."""
-    expert_sharding: Literal["auto", "gather", "all_to_all"] = "auto"
+    expert_sharding: Literal["auto", Movement] = "auto"
     """Over mesh.expert move the experts to the tokens (gather) or the tokens to the experts; auto: the fewer bytes."""
 
 

@@ -1,36 +1,179 @@
-"""Files and folders, local or remote (`etils.epath`): how they are named and read."""
+"""Files of a run: written whole or not at all, read with one clear line, on a disk or a bucket."""
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
-from pathlib import Path
-from typing import Any
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import IO, Any
 
 from etils import epath
 
 from mole_jax.errors import UserError
 
+PathLike = str | os.PathLike[str]
 
-def absolute(name: str) -> epath.Path:
-    """Returns a path that orbax takes: local ones made absolute, gs:// and the like as they are."""
-    return epath.Path(name) if "://" in name else epath.Path(os.path.abspath(name))
+_REMEDIES = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "free some of your quota or choose another folder",
+    errno.EACCES: "give this user the right to write there or choose another folder",
+    errno.EPERM: "give this user the right to write there or choose another folder",
+    errno.EROFS: "choose a folder that is not read-only",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOTDIR: "a part of the path is a file; choose another folder",
+    errno.EISDIR: "a folder has this name; move it away or choose another name",
+    errno.ENOENT: "make the folder first or choose another one",
+}
 
 
-def read_json(path: epath.Path | Path) -> dict[str, Any]:
-    """Returns the JSON object in `path`.
+def absolute(name: PathLike) -> epath.Path:
+    """Returns a path that does not depend on the working directory; URLs such as ``gs://…`` stay as they are.
 
     Raises:
-        UserError: there is no such file, or it holds no JSON object; the message names the file.
+        UserError: the name is empty or has a zero byte.
     """
+    if not os.fspath(name) or "\0" in os.fspath(name):
+        raise UserError(f"{os.fspath(name)!r} is no name of a folder or file; name one (. is the folder you are in)")
+    return epath.Path(name if is_remote(name) else os.path.abspath(name))
+
+
+def is_remote(path: PathLike) -> bool:
+    """Tells whether the path is a URL: such a store writes objects whole and cannot append to them."""
+    return "://" in os.fspath(path)
+
+
+def read_json(path: PathLike, kind: type = dict, *, remedy: str = "") -> Any:
+    """Returns the JSON value in a file: an object, or another `kind` (list).
+
+    Args:
+        path: the file.
+        kind: type that the value must have.
+        remedy: what the user can do if the file is damaged, for the message.
+
+    Raises:
+        UserError: there is no such file, or it holds no such value (cut off, damaged, another thing).
+    """
+    mend = remedy and f"; {remedy}"
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(epath.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as JSON ({error}); it may be cut off: put a whole one in its place, or remove it"
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise UserError(f"{path}: no such file{mend}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}){mend}") from None
+    if not isinstance(value, kind):
+        wanted = {dict: "object", list: "list"}[kind]
+        raise UserError(f"{path}: expected a JSON {wanted}, found {type(value).__name__}{mend}")
     return value
+
+
+def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
+    """Returns the objects of a file with one on each line; a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: another line is no JSON object.
+    """
+    # Split at line feeds alone: JSON may hold other characters that Python takes for line breaks.
+    *lines, rest = epath.Path(path).read_bytes().split(b"\n")
+    found = []
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError(f"a {type(value).__name__}")
+        except ValueError as error:
+            if number > len(lines):
+                break
+            raise UserError(f"{path}: line {number} is no JSON object ({error}); delete that line") from None
+        found.append(value)
+    return found
+
+
+def write_json_lines(path: PathLike, values: Iterable[Mapping[str, Any]]) -> None:
+    """Writes objects one on each line, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_text(path, "".join(json_text(value) + "\n" for value in values))
+
+
+def write_json(path: PathLike, value: Any, *, indent: int = 1) -> None:
+    """Writes `value` as JSON, whole or not at all; NaN and infinity, which JSON does not have, become null.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_text(path, json_text(value, indent=indent) + "\n")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Returns `value` as JSON; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with writing(path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def writing(path: PathLike) -> Iterator[IO[bytes]]:
+    """Opens a file that gets its name when the block ends well; until then an older one of that name stays.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if is_remote(path):
+        # A bucket has no renaming in one move, and needs none: an object appears when its stream is closed.
+        with explained(path), epath.Path(path).open("wb") as stream:
+            yield stream
+        return
+    final = pathlib.Path(path)
+    partial = final.with_name(f".{final.name}.partial")
+    with explained(path):
+        try:
+            with partial.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(final)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def explained(path: PathLike) -> Iterator[None]:
+    """Turns an `OSError` of the block, as on a full or read-only disk, into a `UserError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "look at the disk or choose another folder")
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -82,7 +82,7 @@ def main() -> None:
         print(json.dumps({**best, "sweep": [as_json(plan) for plan in plans]} if flags.sweep else best))
         return
     if flags.sweep:
-        print(report.aligned([report.COLUMNS, *map(report.row, plans)]))
+        print(report.right_aligned([report.COLUMNS, *map(report.row, plans)]))
         print(f"compiled {len(plans)} of {fitting} that fit by a rough estimate (--limit); the best of them:\n")
     print(report.text(plans[0], advice))
 

@@ -19,7 +19,7 @@ from mole_jax.config import (
     TaskConfig,
     TrainConfig,
 )
-from mole_jax.data import synthetic
+from mole_jax.synthetic import domains as synthetic
 
 ROOT = Path(__file__).parents[1]
 CHILD_FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"

@@ -10,6 +10,7 @@ from etils import epath
 
 from mole_jax.errors import UserError
 from mole_jax.evaluation.pins import Pins, first_difference
+from mole_jax.files import is_remote, write_text
 from mole_jax.parallel import hosts
 
 
@@ -35,7 +36,7 @@ class Answers:
         Raises:
           UserError: `strict`, and the answers there have other pins; or the file is not one of this kind.
         """
-        self._path, self._remote = path, "://" in os.fspath(path)
+        self._path, self._remote = path, is_remote(path)
         header = json.dumps({"pins": pins})
         lines = _whole_lines(path)
         self.texts: list[str] = []
@@ -71,17 +72,7 @@ class Answers:
             os.fsync(file.fileno())
 
     def _write_whole(self) -> None:
-        write_whole(self._path, "".join(line + "\n" for line in self._lines))
-
-
-def write_whole(path: epath.Path, content: str) -> None:
-    """Writes a file, on a local disk in one move, so that a kill leaves the old one or the new one."""
-    if "://" in os.fspath(path):
-        path.write_text(content)
-        return
-    partial = path.with_name(path.name + ".new")
-    partial.write_text(content)
-    partial.replace(path)
+        write_text(self._path, "".join(line + "\n" for line in self._lines))
 
 
 def _whole_lines(path: epath.Path) -> list[str]:

@@ -9,14 +9,14 @@ import jax
 from etils import epath
 
 from mole_jax.config import Config, DataConfig
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.evaluation.runner import Evaluator, result_file
+from mole_jax.model.objective import Forward
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
 from mole_jax.parallel.sharding import replicated
 from mole_jax.parameters import Tree, unflatten
-from mole_jax.training.step import Forward
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.open import open_model, open_source
 from mole_jax.weights.source import Source
 

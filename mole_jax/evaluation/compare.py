@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
 
 from mole_jax.config import Config
 from mole_jax.errors import UserError
-from mole_jax.evaluation.answers import write_whole
 from mole_jax.evaluation.checkpoint import evaluate_checkpoint, with_own_prompt
 from mole_jax.evaluation.metrics import METRIC_VERSIONS, paired_bootstrap, score_answers
 from mole_jax.evaluation.pins import WEIGHTS, first_difference
 from mole_jax.evaluation.runner import predictions_file
 from mole_jax.evaluation.tables import aligned, markdown
 from mole_jax.evaluation.tables import score as percent
+from mole_jax.files import read_json, read_json_lines, write_json, write_text
 from mole_jax.weights.open import open_source
 
 SEED = 0
@@ -48,9 +47,9 @@ class Comparison:
     def write(self, folder: epath.Path) -> None:
         """Writes ``comparison.json`` and ``comparison.md``."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "comparison.json", json.dumps(dataclasses.asdict(self), indent=1))
+        write_json(folder / "comparison.json", dataclasses.asdict(self))
         table = f"- A: `{self.a}`\n- B: `{self.b}`\n\n{markdown(self.rows())}\n{self._note()}\n"
-        write_whole(folder / "comparison.md", table)
+        write_text(folder / "comparison.md", table)
 
     @staticmethod
     def _note() -> str:
@@ -119,10 +118,9 @@ def _read(path: str) -> tuple[epath.Path, dict[str, Any]]:
         file = max(inside.glob("step_*.json"), default=None)
     if file is None or not file.exists():
         raise UserError(f"{path}: holds no evaluation (eval/step_*.json); evaluate that checkpoint first")
-    try:
-        tasks = json.loads(file.read_text())["tasks"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: is not the result of an evaluation; name its folder or its step_*.json") from None
+    tasks = read_json(file, remedy="evaluate that checkpoint again").get("tasks")
+    if not isinstance(tasks, dict):
+        raise UserError(f"{file}: is not the result of an evaluation; name its folder or its step_*.json")
     tasks = {name: task for name, task in tasks.items() if task.get("score") is not None}
     if not tasks:
         raise UserError(f"{file}: has no scores; evaluate with evaluation.generate on")
@@ -153,5 +151,5 @@ def _scored(name: str, metric: str, file: epath.Path):
     path = predictions_file(file, name)
     if not path.exists():
         raise UserError(f"{path}: the predictions are gone; evaluate that checkpoint again")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = read_json_lines(path)
     return score_answers(metric, [line["prediction"] for line in lines], [line["references"] for line in lines])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from etils import epath
 from mole_jax.errors import UserError
 from mole_jax.evaluation import plots
 from mole_jax.evaluation.tables import ABSENT, SUM, Rows, aligned, number, score, scored
+from mole_jax.files import read_json, read_json_lines, write_bytes, write_text
 
 _EXPERT_KEY = re.compile(r"router/use/(?P<domain>.+)/expert(?P<expert>\d+)")
 
@@ -35,7 +35,7 @@ Tasks = Mapping[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunFiles:
     """What a run left behind; None or empty where it left nothing."""
 
     config: Mapping[str, Any] | None
@@ -50,7 +50,7 @@ class Run:
     trainable: Any
 
 
-def read_run(workdir: os.PathLike[str] | str) -> Run:
+def read_run(workdir: os.PathLike[str] | str) -> RunFiles:
     """Reads the files of the run in `workdir`; raises `UserError` where there is no such folder."""
     folder = epath.Path(workdir)
     if not folder.exists():
@@ -58,8 +58,8 @@ def read_run(workdir: os.PathLike[str] | str) -> Run:
     evaluations = [_read(path) for path in (folder / "eval").glob("step_*.json")] if (folder / "eval").exists() else []
     by_step = {int(found["step"]): scored(found) for found in evaluations if found is not None}
     last = max(by_step, default=0)
-    metrics = _read_lines(folder / "metrics.jsonl")
-    return Run(
+    metrics = read_json_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+    return RunFiles(
         config=_read(folder / "config.json"),
         metrics=metrics,
         before=by_step.get(0, {}),
@@ -67,7 +67,7 @@ def read_run(workdir: os.PathLike[str] | str) -> Run:
         after_step=last or None,
         expert_use=_read(folder / "eval" / "expert_use.json") or _expert_use(metrics),
         data_report=_read(folder / "data_report.json"),
-        trainable=_read(folder / "trainable.json"),
+        trainable=_read(folder / "trainable.json", list),
     )
 
 
@@ -96,7 +96,7 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
             absent.append(why)
             continue
         (folder / "plots").mkdir(parents=True, exist_ok=True)
-        (folder / "plots" / f"{name}.png").write_bytes(data)
+        write_bytes(folder / "plots" / f"{name}.png", data)
         pictures[name] = data
     if run.after and not run.before:
         absent.append("before: there was no evaluation before the first step")
@@ -106,11 +106,11 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
         if getattr(run, name) is None:
             absent.append(f"{name}: no {name}.json")
     page = folder / "report.html"
-    page.write_text(_page(run, pictures, absent))
+    write_text(page, _page(run, pictures, absent))
     return page
 
 
-def _page(run: Run, pictures: Mapping[str, bytes], absent: Sequence[str]) -> str:
+def _page(run: RunFiles, pictures: Mapping[str, bytes], absent: Sequence[str]) -> str:
     name = str((run.config or {}).get("name", "run"))
     steps = run.metrics[-1]["step"] if run.metrics else 0
     body = [f"<h1>{html.escape(name)}</h1>", f'<p class="quiet">{steps} optimizer steps</p>']
@@ -140,13 +140,13 @@ def _page(run: Run, pictures: Mapping[str, bytes], absent: Sequence[str]) -> str
     )
 
 
-def _scores_plot(run: Run) -> bytes | None:
+def _scores_plot(run: RunFiles) -> bytes | None:
     before, after = ({name: task for name, task in tasks.items() if name != SUM} for tasks in (run.before, run.after))
     scores = [task.get("score") for task in (*before.values(), *after.values())]
     return plots.scores(before, after) if any(score is not None for score in scores) else None
 
 
-def _score_rows(run: Run) -> list[list[str]]:
+def _score_rows(run: RunFiles) -> list[list[str]]:
     """Heading and one row per task, as text."""
     rows = [["task", "metric", "questions", "score before", "score after", "loss before", "loss after"]]
     for name in {**run.before, **run.after}:
@@ -164,7 +164,7 @@ def _score_rows(run: Run) -> list[list[str]]:
     return rows
 
 
-def _speed(run: Run) -> str:
+def _speed(run: RunFiles) -> str:
     """Medians over the run of what says how well the machine was used."""
     rows = []
     for key, title, form in (
@@ -228,22 +228,6 @@ def _expert_use(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return None
 
 
-def _read(path: epath.Path) -> Any:
-    """The JSON value in `path`, None where there is no such file; raises `UserError` if it is broken."""
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); delete it to make the report without it") from error
-
-
-def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file up to the first broken line, which a crash may have left."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+def _read(path: epath.Path, kind: type = dict) -> Any:
+    """Returns the JSON value in `path`; None where there is no such file."""
+    return read_json(path, kind, remedy="delete it to make the report without it") if path.exists() else None

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from mole_jax.evaluation import routing_plots
-from mole_jax.evaluation.answers import write_whole
-from mole_jax.evaluation.routing_statistics import (
+from mole_jax.adapters.usage import (
     COLLAPSED,
     DEAD,
-    MODALITIES,
-    Routed,
     collapsed_layers,
     dead_experts,
     information_bound,
     mutual_information,
     shares,
 )
+from mole_jax.evaluation import routing_plots
+from mole_jax.evaluation.routing_statistics import MODALITIES, Routed
 from mole_jax.evaluation.tables import ABSENT, Rows, aligned, markdown
+from mole_jax.files import write_bytes, write_json, write_text
 
 RESULT = "routing.json"
 
@@ -35,9 +33,9 @@ def write_routing(workdir: epath.Path, routed: Routed) -> None:
     if routed.knock_out_by_layer is not None:
         figures["knock_out_by_layer"] = routing_plots.knock_out_by_layer(routed)
     for name, png in figures.items():
-        (workdir / f"{name}.png").write_bytes(png)
-    write_whole(workdir / "routing.md", page(routed, figures))
-    write_whole(workdir / RESULT, json.dumps(as_json(routed), indent=1))
+        write_bytes(workdir / f"{name}.png", png)
+    write_text(workdir / "routing.md", page(routed, figures))
+    write_json(workdir / RESULT, as_json(routed))
 
 
 def as_json(routed: Routed) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -17,19 +16,20 @@ from flax import nnx
 from mole_jax.config import Config, DataConfig, TaskConfig
 from mole_jax.data.conversation import PROMPTS
 from mole_jax.data.held_out import HeldOut, Question, Questions, held_out_batches, questions
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
-from mole_jax.evaluation.answers import Answers, write_whole
+from mole_jax.evaluation.answers import Answers
 from mole_jax.evaluation.metrics import bootstrap_interval, by_ability, check_references, score_answers, score_of
 from mole_jax.evaluation.pins import fingerprint, pins
 from mole_jax.evaluation.tables import markdown, score_rows
+from mole_jax.files import write_json, write_json_lines, write_text
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.model.objective import Sums
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
 from mole_jax.serving.sampler import Prompt, Sampler, ending
-from mole_jax.training.step import Sums
+from mole_jax.tokenizer import Tokenizer
 
 READERS = 8
 """Threads that decode the images of the next questions while the model answers."""
@@ -85,7 +85,7 @@ class Evaluator:
         abilities: dict[Any, list[float]] = {}
         weights = fingerprint(self.config, self.arch, self.mesh, params, frozen) if generate else ""
         folder = result_file(workdir, step).with_suffix("")
-        lines: dict[str, str] = {}
+        lines: dict[str, list] = {}
         for task in self.config.evaluation.tasks:
             tasks[task.name], counts = self.held_out(task, params, frozen)
             if counts.size:
@@ -97,7 +97,7 @@ class Evaluator:
                 self.answer(task, asked, answers, params, frozen)
                 scores, numbers = self.score(task, asked, answers.texts)
                 tasks[task.name] |= {**numbers, "questions": len(asked), "metric": task.metric, "pins": pinned}
-                lines[task.name] = _prediction_lines(asked, answers.texts, scores)
+                lines[task.name] = _predictions(asked, answers.texts, scores)
                 if task.ability is not None:
                     abilities.setdefault(task.ability, []).extend(scores)
         result = {"step": step, "tasks": tasks} | ({"abilities": by_ability(abilities)} if abilities else {})
@@ -120,7 +120,7 @@ class Evaluator:
             UserError: they cannot be read, or the metric cannot use a reference or lacks a library; all of it is told
                 before the first question is asked.
         """
-        asked = questions(task, self.config.data, **_encoding(self.arch, self.tokenizer))
+        asked = questions(task, self.config.data, tokenizer=self.tokenizer, image=self.arch.image)
         for number, one in enumerate(asked.listed):
             try:
                 check_references(task.metric, one.references)
@@ -160,15 +160,15 @@ class Evaluator:
         interval = bootstrap_interval(rows, seed=self.config.seed, metric=task.metric)
         return score_of(task.metric, rows).tolist(), {**numbers, "interval": list(interval)}
 
-    def _write(self, workdir: epath.Path, result: dict[str, Any], lines: dict[str, str], use: dict[str, list]) -> None:
+    def _write(self, workdir: epath.Path, result: dict[str, Any], lines: dict[str, list], use: dict[str, list]) -> None:
         """Writes everything; the result itself last, since its being there means that all is."""
         file = result_file(workdir, result["step"])
         file.parent.mkdir(parents=True, exist_ok=True)
         for name, content in lines.items():
-            write_whole(predictions_file(file, name), content)
+            write_json_lines(predictions_file(file, name), content)
         write_expert_use(workdir, use)
-        write_whole(file.with_suffix(".md"), markdown(score_rows(result)))
-        write_whole(file, json.dumps(result, indent=1))
+        write_text(file.with_suffix(".md"), markdown(score_rows(result)))
+        write_json(file, result)
         for task in self.config.evaluation.tasks:
             partial_file(file.with_suffix(""), task).unlink(missing_ok=True)
 
@@ -183,17 +183,15 @@ def open_held_out(
     """
     shards, (index, count) = batch_shards(mesh), reader(mesh)
     rows = -(-config.evaluation.batch_size // shards) * shards
-    encoding = _encoding(arch, tokenizer)
-    return held_out_batches(task, config.data, **encoding, rows=rows // count, process_index=index, process_count=count)
-
-
-def _encoding(arch: LlavaArchitecture, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "tokenizer": tokenizer,
-        "image_size": arch.vision.image_size,
-        "image_span": arch.image_span,
-        "image_token_id": arch.image_token_id,
-    }
+    return held_out_batches(
+        task,
+        config.data,
+        tokenizer=tokenizer,
+        image=arch.image,
+        rows=rows // count,
+        process_index=index,
+        process_count=count,
+    )
 
 
 def no_example(task: TaskConfig, data: DataConfig) -> UserError:
@@ -212,7 +210,7 @@ def write_expert_use(workdir: epath.Path, use: Mapping[str, list]) -> None:
     """Writes the `expert_shares` of each task, if there are any, where the report looks for them."""
     if use:
         experts = {"domains": list(use), "use": list(use.values())}
-        write_whole(workdir / "eval" / "expert_use.json", json.dumps(experts))
+        write_json(workdir / "eval" / "expert_use.json", experts)
 
 
 def held_out_result(task: TaskConfig, data: DataConfig, added: Sequence[Sums]) -> tuple[dict[str, Any], np.ndarray]:
@@ -244,15 +242,11 @@ def partial_file(folder: epath.Path, task: TaskConfig) -> epath.Path:
     return folder / f"{task.name}.partial.jsonl"
 
 
-def _prediction_lines(asked: Questions, texts: Sequence[str], scores: Sequence[float]) -> str:
-    """Returns a JSON line for each question."""
-    return "".join(
-        json.dumps(
-            {"id": one.id, "question": one.text, "prediction": text, "references": one.references, "score": score}
-        )
-        + "\n"
+def _predictions(asked: Questions, texts: Sequence[str], scores: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"id": one.id, "question": one.text, "prediction": text, "references": one.references, "score": score}
         for one, text, score in zip(asked.listed, texts, scores, strict=True)
-    )
+    ]
 
 
 def _read_ahead(asked: Questions, begin: int, size: int) -> Iterator[list[tuple[int, Question]]]:

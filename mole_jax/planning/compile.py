@@ -21,7 +21,7 @@ from mole_jax.model.architecture import PRESETS, LlavaArchitecture
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import batch_sharding, check_rows
-from mole_jax.parameters import Tree, cut
+from mole_jax.parameters import Tree, split_trainable
 from mole_jax.planning.hlo import Collective, Kernels, Program
 from mole_jax.planning.topology import compiler_version, devices_of, one_at_a_time
 from mole_jax.training.setup import compiled_step, prepare
@@ -118,7 +118,7 @@ def abstract_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Me
     check_rows(config.train.batch_rows, config.train.accumulation, mesh)
     spec = ModelSpec.of(arch, config.adapter)
     leaves = spec.abstract(mesh, config.train.trainable, config.model.frozen_dtype)
-    trainable, frozen = cut(leaves, spec.declarations, config.train.trainable)
+    trainable, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
     maker, state = prepare(config, spec, mesh, trainable, total_steps=config.train.steps or 1000)
     rows, place, side = config.train.batch_rows, batch_sharding(mesh), arch.vision.image_size
     fields = ("tokens", "targets", "loss_mask", "positions", "segment_ids", "domain_ids")

@@ -114,7 +114,7 @@ def row(plan: Prediction) -> list[str]:
     ]
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
+def right_aligned(rows: Sequence[Sequence[str]]) -> str:
     """Returns rows of cells as text, the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

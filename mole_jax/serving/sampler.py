@@ -13,13 +13,13 @@ from jaxtyping import Float, Int, UInt8
 
 from mole_jax.config import DecodingConfig
 from mole_jax.data.conversation import PromptPreset
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import batch_sharding, replicated
 from mole_jax.parameters import AdapterParam, Tree, declared, unflatten
 from mole_jax.serving.decode import programs
 from mole_jax.serving.draw import Settings
 from mole_jax.serving.text import Answer
+from mole_jax.tokenizer import Tokenizer
 
 CHUNK = 16
 """Tokens decoded between two looks for stop texts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from mole_jax.data.tokenizer import Tokenizer
+from mole_jax.tokenizer import Tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What a tokenizer makes of bytes that are no character (yet)."""

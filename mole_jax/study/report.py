@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 
 from etils import epath
 
-from mole_jax.evaluation.answers import write_whole
 from mole_jax.evaluation.tables import ABSENT, Rows, aligned, markdown, number
+from mole_jax.files import write_text
 from mole_jax.study import figures
 from mole_jax.study.analysis import MEAN, Analysis, Comparison, Cost, analyse, sections
 from mole_jax.study.finding import finding
@@ -56,8 +56,8 @@ def write(folder: epath.Path) -> str:
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, data in drawn.items():
         (folder / "plots" / f"{name}.png").write_bytes(data)
-    write_whole(folder / "report.json", json.dumps(_values(study, analysis, said), indent=1))
-    write_whole(folder / "report.md", _page(study, analysis, said, drawn))
+    write_text(folder / "report.json", json.dumps(_values(study, analysis, said), indent=1))
+    write_text(folder / "report.md", _page(study, analysis, said, drawn))
     return f"{textwrap.fill(said, _WIDTH)}\n\n{aligned(_arm_rows(study, analysis, study.section(MAIN)))}"
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from etils import epath
 
 from mole_jax.config import Config
-from mole_jax.evaluation.answers import write_whole
 from mole_jax.evaluation.runner import result_file
+from mole_jax.files import write_text
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
 from mole_jax.parameters import group_of
@@ -40,7 +40,7 @@ def run(study: Study, workdir: epath.Path, *, part: int = 0, parts: int = 1) -> 
     if study.prepare is not None:
         _prepare(study.prepare, workdir / "prepared", part)
     if hosts.is_first():
-        write_whole(workdir / "study.json", json.dumps(_described(study, grid), indent=1))
+        write_text(workdir / "study.json", json.dumps(_described(study, grid), indent=1))
     benches: list[tuple[Any, Bench]] = []
     for number, arm in enumerate(grid[part::parts], start=1):
         todo = [seed for seed in study.seeds if not _done(arm, _folder(workdir, arm, seed))]
@@ -63,7 +63,7 @@ def _prepare(prepare: Callable[[], None], done: epath.Path, part: int) -> None:
     if part == 0:
         prepare()
         if hosts.is_first():
-            write_whole(done, "")
+            write_text(done, "")
     elif not done.exists():
         _say(f"waiting for part 0 to make data and base ({done})")
         while not done.exists():
@@ -94,7 +94,7 @@ def _time(folder: epath.Path, together: int) -> None:
     seconds = [line["step_seconds"] for line in read_metrics(folder) if line.get("step_seconds") is not None]
     if seconds:
         timing = {"step_seconds": float(np.median(seconds)), "batched": together}
-        write_whole(folder / "timing.json", json.dumps(timing))
+        write_text(folder / "timing.json", json.dumps(timing))
 
 
 def _described(study: Study, grid: Sequence[Arm]) -> dict[str, Any]:

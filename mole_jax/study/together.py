@@ -19,7 +19,6 @@ from mole_jax.config import Config, EvaluationConfig
 from mole_jax.data.load import Layout, Loader, Source
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
-from mole_jax.evaluation.answers import write_whole
 from mole_jax.evaluation.runner import (
     expert_shares,
     held_out_result,
@@ -27,12 +26,13 @@ from mole_jax.evaluation.runner import (
     result_file,
     write_expert_use,
 )
+from mole_jax.files import write_text
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch, replicated
-from mole_jax.parameters import Tree, cut, flatten, unflatten
+from mole_jax.parameters import Tree, flatten, split_trainable, unflatten
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.flops import step_flops
 from mole_jax.training.setup import prepare
@@ -86,7 +86,7 @@ def programs(config: Config, arch: LlavaArchitecture) -> Programs:
     spec, mesh = ModelSpec.of(arch, config.adapter), make_mesh(config.mesh)
     abstract = spec.abstract(mesh, config.train.trainable, config.model.frozen_dtype)
     assert config.train.steps is not None
-    trainable = cut(abstract, spec.declarations, config.train.trainable)[0]
+    trainable = split_trainable(abstract, spec.declarations, config.train.trainable)[0]
     maker, _ = prepare(config, spec, mesh, trainable, config.train.steps)
     step = jax.jit(jax.vmap(maker.train_step, in_axes=(0, None, 0, 0)), donate_argnums=0)
     return Programs(spec, maker, step, jax.jit(jax.vmap(maker.forward.evaluation_step, in_axes=(0, None, None))))
@@ -125,13 +125,7 @@ class Bench:
         self.arch = self.source.architecture
         self.base_hash = self.source.content_hash()
         sources = tuple(Source.open(one.name, one.path, one.image_root) for one in config.data.domains)
-        layout = Layout.of(
-            config.data,
-            image_size=self.arch.vision.image_size,
-            image_span=self.arch.image_span,
-            image_token_id=self.arch.image_token_id,
-        )
-        self.loader = KeptLoader(sources, self.tokenizer, layout)
+        self.loader = KeptLoader(sources, self.tokenizer, Layout.of(config.data, self.arch.image))
         self._drawn: Drawn | None = None
         self.held_out: dict[str, list[Mapping[str, Any]]] = {}
         for task in config.evaluation.tasks:
@@ -191,7 +185,7 @@ class Bench:
             workdir.mkdir(parents=True, exist_ok=True)
             own = jax.tree.map(lambda leaf, i=i: leaf[i], state)
             lines = [(number, speed, jax.tree.map(lambda leaf, i=i: leaf[i], host)) for number, speed, host in outputs]
-            write_whole(workdir / "data_report.json", json.dumps(drawn.reports[i], indent=1))
+            write_text(workdir / "data_report.json", json.dumps(drawn.reports[i], indent=1))
             self._write(one, workdir, own, drawn.positions[i], lines, *results[i])
 
     def _batches(self, configs: Sequence[Config], steps: int) -> Drawn:
@@ -218,7 +212,7 @@ class Bench:
         loaded = self.source.load(abstract)
         make = spec.maker({path: leaf for path, leaf in abstract.items() if path not in loaded})
         made = jax.jit(jax.vmap(make))(seeds)
-        names = set(flatten(cut(abstract, spec.declarations, config.train.trainable)[0]))
+        names = set(flatten(split_trainable(abstract, spec.declarations, config.train.trainable)[0]))
         if still := sorted(set(made) - names):
             raise UserError(f"study: the base lacks {still[0]}, which does not train; give a whole base")
         params = {
@@ -252,7 +246,7 @@ class Bench:
         """Writes a run's folder; the result last, since its being there means that all is."""
         assert config.train.steps is not None
         assert config.model.base is not None
-        write_whole(workdir / "config.json", json.dumps(config_json.to_json(config), indent=1))
+        write_text(workdir / "config.json", json.dumps(config_json.to_json(config), indent=1))
         self.tokenizer.save(str(workdir))
         domains = [domain.name for domain in config.data.domains]
         with MetricsWriter(workdir, resume_step=None) as writer:
@@ -274,4 +268,4 @@ class Bench:
         result = result_file(workdir, config.train.steps)
         result.parent.mkdir(parents=True, exist_ok=True)
         write_expert_use(workdir, use)
-        write_whole(result, json.dumps({"step": config.train.steps, "tasks": tasks}, indent=1))
+        write_text(result, json.dumps({"step": config.train.steps, "tasks": tasks}, indent=1))

@@ -16,16 +16,17 @@ from mole_jax import config_json
 from mole_jax.config import Config
 from mole_jax.data.load import Source
 from mole_jax.data.mixture import Mixture
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.files import read_json
+from mole_jax.model.objective import Forward
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
-from mole_jax.parameters import Tree, cut, flatten
+from mole_jax.parameters import Tree, flatten, split_trainable
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.optimizer import direction, schedule
-from mole_jax.training.step import Forward, StepMaker, TrainState
+from mole_jax.training.step import StepMaker, TrainState
 from mole_jax.training.summary import trainable_table
 from mole_jax.weights.open import open_model, open_source
 from mole_jax.weights.run import Meta, latest_step, write_params
@@ -91,9 +92,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         config.data,
         seed=config.seed,
         tokenizer=tokenizer,
-        image_size=arch.vision.image_size,
-        image_span=arch.image_span,
-        image_token_id=arch.image_token_id,
+        image=arch.image,
         rows=config.train.batch_rows,
         epochs=config.train.epochs,
         part=part,
@@ -101,7 +100,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     )
     hosts.agree("data", mixture.get_state()["mixture"])
     total_steps = count_steps(config, mixture, workdir)
-    trainable, frozen = cut(opened.place(), spec.declarations, config.train.trainable)
+    trainable, frozen = split_trainable(opened.place(), spec.declarations, config.train.trainable)
     maker, state = prepare(config, spec, mesh, trainable, total_steps)
     if config.model.base is not None:
         base, base_hash = locate(config.model.base), source.content_hash()

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions of arrays."""
+"""The training step: a pure function of arrays."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from mole_jax.adapters.balance import balance_loss_sum, domain_loss_sum
 from mole_jax.config import Config
-from mole_jax.model.decoder import Hints
-from mole_jax.model.llava import Llava
+from mole_jax.model.objective import Arrays, Forward, Sums
 from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Parameter, Tree
-from mole_jax.training.loss import token_losses
 from mole_jax.training.optimizer import Schedule, scale_by_group
-
-Arrays = dict[str, Array]
-"""The device arrays of a `mole_jax.data.batch.Batch`, by field name."""
 
 
 class TrainState(NamedTuple):
@@ -38,89 +31,6 @@ class TrainState(NamedTuple):
     """Optimizer state."""
 
 
-class Sums(NamedTuple):
-    """What the pieces of a batch add up."""
-
-    losses: Float[Array, " domains"]
-    """Negative log-likelihood of the supervised tokens of each domain, in nats."""
-    tokens: Float[Array, " domains"]
-    """Supervised tokens of each domain."""
-    rows: Int[Array, ""]
-    """Rows with any supervised token."""
-    right: Int[Array, ""]
-    """Rows in which every supervised token is the likeliest one. Where a row is one example with one answer, greedy
-    decoding would give just that answer."""
-    balance: Float[Array, ""]
-    """Balance loss summed over segments."""
-    domain: Float[Array, ""]
-    """Domain loss summed over segments."""
-    entropy: Float[Array, " L"]
-    """Router entropy of each layer summed over tokens, in nats."""
-    use: Float[Array, "domains L E"]
-    """Tokens of each domain that each layer sent to each expert."""
-
-
-def hints(batch: Arrays) -> Hints:
-    """Returns what routers may look at besides the tokens."""
-    segments, mask = batch["segment_ids"], batch["loss_mask"]
-    before = jnp.cumsum(mask, axis=1) - mask  # supervised targets of the row so far
-    start = jnp.where(batch["positions"] == 0, before, 0)
-    # Nothing is supervised twice, so the latest start of a segment is the largest one.
-    first = before == jax.lax.cummax(start, axis=1)
-    return Hints((segments > 0) & first, batch["domain_ids"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """The forward pass that training and evaluation share."""
-
-    config: Config
-    graph: nnx.GraphDef
-    domains: int
-
-    def sums(self, params: Tree, frozen: Tree, batch: Arrays, key: Array | None) -> Sums:
-        """Runs the model on (a piece of) a batch; `key` turns dropout on."""
-        config, domains = self.config, self.domains
-        model: Llava = nnx.merge(self.graph, params, frozen)
-        hidden, use = model.hidden(
-            batch["tokens"],
-            batch["images"],
-            batch["positions"],
-            batch["segment_ids"],
-            dtype=jnp.dtype(config.model.compute_dtype),
-            segments=config.data.examples_per_row,
-            hints=hints(batch),
-            key=key,
-            remat=config.model.remat,
-        )
-        mask = batch["loss_mask"].astype(jnp.float32)
-        losses, likeliest = token_losses(model.decoder, hidden, batch["targets"])
-        # Masked rather than multiplied: a NaN at an unsupervised position must not reach the sum.
-        losses = jnp.where(mask > 0, losses, 0.0)
-        of_domain = jax.nn.one_hot(batch["domain_ids"], domains)
-        answered = mask.any(axis=1)
-        right = answered & (likeliest | (mask == 0)).all(axis=1)
-        rows = answered.sum(), right.sum()
-        by_domain = jnp.einsum("bs,bsm->m", losses, of_domain), jnp.einsum("bs,bsm->m", mask, of_domain)
-        if use is None:
-            return Sums(*by_domain, *rows, jnp.zeros(()), jnp.zeros(()), jnp.zeros(0), jnp.zeros((domains, 0, 0)))
-        segments = jax.nn.one_hot(batch["segment_ids"] - 1, use.choices.shape[2])
-        # All tokens of a segment are of one domain, so the largest id is that of the segment.
-        ids = jnp.max(segments * batch["domain_ids"][..., None], axis=1).astype(jnp.int32)
-        return Sums(
-            *by_domain,
-            *rows,
-            balance=balance_loss_sum(use, config.adapter.balance_loss),
-            domain=domain_loss_sum(use, ids),
-            entropy=use.entropy.sum(axis=(1, 2)),
-            use=jnp.einsum("lbke,bkm->mle", use.choices, jax.nn.one_hot(ids, domains)),
-        )
-
-    def evaluation_step(self, params: Tree, frozen: Tree, batch: Arrays) -> Sums:
-        """Returns the sums of a held-out batch: no dropout, nothing changed."""
-        return self.sums(params, frozen, batch, None)
-
-
 @dataclasses.dataclass(frozen=True)
 class StepMaker:
     """What a training step is made of; `train_step` is jitted by the caller."""
@@ -134,7 +44,7 @@ class StepMaker:
     def train_step(
         self, state: TrainState, frozen: Tree, batch: Arrays, seed: Int[Array, ""] | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Applies one update; leaves parameters and moments as they are if loss or gradient is not finite.
+        """Applies one update; leaves parameters and moments as they are if loss, gradient or update is not finite.
 
         `seed` is that of dropout. None: the config's.
         """
@@ -155,12 +65,10 @@ class StepMaker:
         norm = optax.tree.norm(grads)
         updates, moments = self.direction.update(grads, state.moments, state.params)
         updates = scale_by_group(cast(Tree, updates), self.factor(state.applied), config.optimizer, self.declarations)
-        fine = jnp.isfinite(total) & jnp.isfinite(norm)
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(fine, new, old),
-            (optax.apply_updates(state.params, updates), moments),
-            (state.params, state.moments),
-        )
+        after = optax.apply_updates(state.params, updates), moments
+        # The update too: a finite gradient can still overflow in the moments, the decay or the learning rate.
+        fine = jnp.isfinite(total) & jnp.isfinite(norm) & _finite(after)
+        params, moments = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, (state.params, state.moments))
         metrics = {
             "finite": fine,
             "total_loss": total,
@@ -188,3 +96,8 @@ class StepMaker:
         shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, start, (cuts, keys))[0]
+
+
+def _finite(tree: Any) -> Bool[Array, ""]:
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack(leaves).all()

@@ -105,8 +105,9 @@ class StepLog:
             return
         records = [record for part in found for record in part]
         self._progress.say(
-            f"step {step}: loss {host['total_loss']} or gradient norm {host['grad_norm']} is not finite; not applied "
-            f"({self._bad_in_a_row} in a row). Records: {', '.join(records[:8])}{' …' if len(records) > 8 else ''}"
+            f"step {step}: loss {host['total_loss']}, gradient norm {host['grad_norm']}: these or the update are not "
+            f"all finite; not applied ({self._bad_in_a_row} in a row). "
+            f"Records: {', '.join(records[:8])}{' …' if len(records) > 8 else ''}"
         )
         event = {"loss": str(host["total_loss"]), "grad_norm": str(host["grad_norm"]), "records": records}
         record_events(self._run.workdir / BAD_STEPS_FILE, step, [event])

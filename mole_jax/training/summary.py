@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mole_jax.evaluation.routing_statistics import entropy, mutual_information, shares
+from mole_jax.adapters.usage import entropy, mutual_information, shares
+from mole_jax.model.objective import Sums
 from mole_jax.parameters import Parameter, group_of
-from mole_jax.training.step import Sums
 
 
 def trainable_table(declarations: Mapping[str, Parameter], trainable: Collection[str]) -> list[dict[str, str | int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import sys
@@ -14,8 +13,10 @@ from typing import Any, TextIO
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from mole_jax.files import explained, is_remote, json_text, read_json_lines, write_json_lines
+from mole_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -35,18 +36,19 @@ class MetricsWriter:
 
     def __init__(self, workdir: os.PathLike[str] | str, resume_step: int | None):
         self._path = epath.Path(workdir) / METRICS_FILE
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = _lines_up_to(self._path, resume_step)
-        self._remote = "://" in os.fspath(self._path)
-        self._lines = kept if self._remote else []
+        with explained(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        before = read_metrics(workdir) if resume_step is not None and self._path.exists() else []
+        kept = [record for record in before if record["step"] <= (resume_step or 0)]
+        write_json_lines(self._path, kept)
+        self._remote = is_remote(self._path)
+        self._records = kept if self._remote else []
         self._uploaded = time.monotonic()
-        _replace(self._path, kept, self._remote)
-        self._file: TextIO | None = None if self._remote else open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+        with explained(self._path):
+            self._file: TextIO | None = None if self._remote else open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         # Events of steps that will be taken again are hidden by TensorBoard from this step on.
-        self._events = SummaryWriter(
-            os.fspath(epath.Path(workdir) / TENSORBOARD_FOLDER),
-            purge_step=0 if resume_step is None else resume_step + 1,
-            write_to_disk=True,
+        self._events = EventFile(
+            epath.Path(workdir) / TENSORBOARD_FOLDER, 0 if resume_step is None else resume_step + 1
         )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -58,37 +60,39 @@ class MetricsWriter:
         for name, value in metrics.items():
             if name == "step":
                 continue
-            plain = _plain(value)
-            record[name] = None if isinstance(plain, float) and not math.isfinite(plain) else plain
+            record[name] = plain = _plain(value)
             if isinstance(plain, (int, float)):
-                self._events.add_scalar(name, plain, step)
-        line = json.dumps(record) + "\n"
+                self._events.scalar(name, plain, step)
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            with explained(self._path):
+                self._file.write(json_text(record) + "\n")
+                self._file.flush()
             return
-        self._lines.append(line)
+        self._records.append(record)
         if time.monotonic() - self._uploaded > REMOTE_FLUSH_SECONDS:
             self.flush()
 
     def picture(self, step: int, name: str, png: bytes) -> None:
         """Shows a PNG in TensorBoard."""
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        self._events.add_image(name, pixels, step, dataformats="HWC")
+        self._events.image(name, pixels, step)
 
     def flush(self) -> None:
         """Makes all that was written visible to readers."""
         if self._remote:
-            _replace(self._path, self._lines, remote=True)
+            write_json_lines(self._path, self._records)
             self._uploaded = time.monotonic()
         self._events.flush()
 
     def close(self) -> None:
         """Flushes and lets go of the files."""
-        self.flush()
-        if self._file is not None:
-            self._file.close()
-        self._events.close()
+        try:
+            self.flush()
+        finally:
+            with explained(self._path):
+                if self._file is not None:
+                    self._file.close()
+            self._events.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -99,7 +103,7 @@ class MetricsWriter:
 
 def read_metrics(workdir: os.PathLike[str] | str) -> list[dict[str, Any]]:
     """The objects of `workdir/metrics.jsonl` in order; a last line cut short by a crash is left out."""
-    return [json.loads(line) for line in _lines_up_to(epath.Path(workdir) / METRICS_FILE, math.inf)]
+    return read_json_lines(epath.Path(workdir) / METRICS_FILE)
 
 
 def record_events(file: epath.Path, step: int, events: Sequence[Mapping[str, Any]]) -> None:
@@ -107,34 +111,8 @@ def record_events(file: epath.Path, step: int, events: Sequence[Mapping[str, Any
 
     A resumed run takes steps again: their earlier events go.
     """
-    before = file.read_text().splitlines() if file.exists() else []
-    kept = [line for line in before if json.loads(line)["step"] < step]
-    file.write_text("".join(line + "\n" for line in [*kept, *(json.dumps({"step": step, **one}) for one in events)]))
-
-
-def _lines_up_to(path: epath.Path, step: float | None) -> list[str]:
-    """Whole lines of steps up to `step`, each with its line break."""
-    if step is None or not path.exists():
-        return []
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break  # the process died while writing it
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    return kept
-
-
-def _replace(path: epath.Path, lines: list[str], remote: bool) -> None:
-    """Writes the file whole, in one move on a local disk, so that a crash leaves the old one or the new one."""
-    if remote:
-        path.write_text("".join(lines))
-        return
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(lines))
-    partial.replace(path)
+    before = read_json_lines(file) if file.exists() else []
+    write_json_lines(file, [*(one for one in before if one["step"] < step), *({"step": step, **one} for one in events)])
 
 
 def _plain(value: Any) -> Any:

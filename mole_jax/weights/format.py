@@ -12,9 +12,9 @@ from etils import epath
 
 from mole_jax.config import AdapterConfig
 from mole_jax.config_json import LATER, identity
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.foreign import AdapterFile
 from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.run import Meta

@@ -9,12 +9,12 @@ import jax
 from etils import epath
 
 from mole_jax.config import Config, ModelConfig
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.model.architecture import preset
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights import formats
 from mole_jax.weights.format import Given, Opened
 from mole_jax.weights.hf_checkpoint import resolve

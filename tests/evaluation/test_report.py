@@ -127,7 +127,7 @@ def test_expert_use_is_taken_from_the_last_metrics_that_have_it(tmp_path):
 
 def test_broken_file_is_named(workdir):
     (workdir / "eval/step_00000200.json").write_text("{")
-    with pytest.raises(UserError, match=r"step_00000200.json: is not JSON"):
+    with pytest.raises(UserError, match=r"step_00000200.json: cannot be read as JSON"):
         write_report(workdir)
     with pytest.raises(UserError, match="no such run folder"):
         write_report(workdir / "nowhere")

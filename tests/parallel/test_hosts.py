@@ -17,9 +17,9 @@ import pytest
 
 from mole_jax import cli
 from mole_jax.data.mixture import Mixture
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.files import absolute
 from mole_jax.model.architecture import PRESETS
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.loop import train
 from tests import tiny
 from tests.parallel.test_launch import address
@@ -214,9 +214,7 @@ def drawn(config, state, parts: int, batches: int | None) -> list[tuple]:
             settings.data,
             seed=settings.seed,
             tokenizer=Tokenizer.load(tiny.TOKENIZER),
-            image_size=arch.vision.image_size,
-            image_span=arch.image_span,
-            image_token_id=arch.image_token_id,
+            image=arch.image,
             rows=settings.train.batch_rows,
             epochs=settings.train.epochs,
             part=part,

@@ -303,7 +303,7 @@ def test_best_first_is_what_fits_and_is_fastest():
     slow, fast = plan(tokens_per_second=1.0), plan(tokens_per_second=2.0)
     over = plan(tokens_per_second=9.0, memory=big(activations=40 * GIB))
     assert sorted([over, slow, fast], key=sweep.rank) == [fast, slow, over]
-    table = report.aligned([report.COLUMNS, *map(report.row, (fast, over))]).splitlines()
+    table = report.right_aligned([report.COLUMNS, *map(report.row, (fast, over))]).splitlines()
     assert "65,536" not in table[2]
     assert "over" in table[2]
 

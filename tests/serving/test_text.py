@@ -7,8 +7,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.serving.text import Answer
+from mole_jax.tokenizer import Tokenizer
 from tests.tiny import TOKENIZER
 
 

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mole_jax
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.convert import convert
 from mole_jax.weights.open import open_source
 from tests.tiny import ROOT, TOKENIZER

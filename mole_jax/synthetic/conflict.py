@@ -12,14 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from mole_jax.data import synthetic_language as language
-from mole_jax.data.synthetic_draw import COLOURS, SHAPES
-from mole_jax.data.synthetic_scenes import PLACES, Everyday, Scene, Thing
+from mole_jax.synthetic import language
+from mole_jax.synthetic.draw import COLOURS, SHAPES
+from mole_jax.synthetic.scenes import PLACES, Everyday, Scene, Thing
 
 KIND = "scene"
 """The kind of picture that all domains show."""
 ASKED = ("count", "what left", "what middle", "what right", "any left", "any middle", "any right")
-"""The kinds of question, keys of `synthetic_language.SHARED`."""
+"""The kinds of question, keys of `language.SHARED`."""
 _COUNTS = ("no", "one", "two", "three")
 
 

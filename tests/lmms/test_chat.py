@@ -11,7 +11,7 @@ from PIL import Image
 from mole_jax.config import DecodingConfig
 from mole_jax.data.conversation import Turn
 from mole_jax.errors import UserError
-from mole_jax.evaluation.lmms_chat import conversation, decoding
+from mole_jax.lmms.chat import conversation, decoding
 
 
 def said(role, *parts):

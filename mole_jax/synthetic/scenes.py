@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from mole_jax.data.synthetic_draw import COLOURS, SHAPES, SIDE, canvas, outline, paint, shape, write
+from mole_jax.synthetic.draw import COLOURS, SHAPES, SIDE, canvas, outline, paint, shape, write
 
 PLACES = ("left", "middle", "right")
 WORDS = ("BANK", "CAFE", "FARM", "FUEL", "GOLD", "LOAN", "MENU", "PARK", "RENT", "SHOP", "TAXI", "WINE")

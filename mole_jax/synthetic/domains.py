@@ -1,13 +1,11 @@
-"""Makes a small synthetic mixture whose three domains conflict, and captions to pretrain a base on.
+"""A small synthetic mixture whose three domains conflict, and captions to pretrain a base on.
 
 The domains (`general`, `document`, `biomedical`) share the wording of their questions and demand different
-forms of answer; see `synthetic_language`. Everything follows from the seed. Also a command:
-``python -m mole_jax.data.synthetic --output DIR``.
+forms of answer; see `language`. Everything follows from the seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 import json
@@ -19,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mole_jax.data import synthetic_conflict as conflicting
-from mole_jax.data import synthetic_language as language
-from mole_jax.data.synthetic_scenes import Scene, sample
-from mole_jax.data.synthetic_tokenizer import train_tokenizer
-from mole_jax.errors import UserError, run_door
+from mole_jax.errors import UserError
+from mole_jax.files import json_text, write_bytes
+from mole_jax.synthetic import conflict as conflicting
+from mole_jax.synthetic import language
+from mole_jax.synthetic.scenes import Scene, sample
 
-__all__ = ["CAPTIONS", "DOMAINS", "generate", "main", "texts", "train_tokenizer"]
+GENERATOR = "mole_jax.data.synthetic"
+"""The name by which a manifest says that this generator made it; the module's first place, and never changed."""
 
 VERSION = 1
 """Raised whenever the same seed would give other records or pixels."""
@@ -53,7 +52,7 @@ def generate(
     training records of the fourth set, with as many test records as the largest domain. `conflict` is the
     share of questions in the shared wording; it changes no scene, no question's meaning and no answer.
     With `disagreement` all domains show the same kind of picture and ask the same questions instead, and
-    this share of the names in their answers is another in each of them; see `synthetic_conflict`. Of the captions
+    this share of the names in their answers is another in each of them; see `conflict`. Of the captions
     `asked` is then the share that answer such a question, in no domain's form.
 
     Leaves `general/`, `document/`, `biomedical/` and, if asked for, `captions/`, each with `train.json`,
@@ -66,7 +65,7 @@ def generate(
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"synthetic data: {field} is {value}, it must be between 0 and 1")
     request = {
-        "generator": "mole_jax.data.synthetic",
+        "generator": GENERATOR,
         "version": VERSION,
         "seed": seed,
         "train": _per_domain("train", train),
@@ -138,7 +137,7 @@ def _read_manifest(folder: Path) -> dict | None:
     if manifest is None and (not folder.exists() or not any(folder.iterdir())):
         folder.mkdir(parents=True, exist_ok=True)
         return None
-    if not isinstance(manifest, dict) or manifest.get("generator") != "mole_jax.data.synthetic":
+    if not isinstance(manifest, dict) or manifest.get("generator") != GENERATOR:
         raise UserError(f"{folder}: is not empty and was not made by this generator; choose another output folder")
     return manifest if "sha256" in manifest else None
 
@@ -228,50 +227,6 @@ def _write_split(folder: Path, name: str, split: str, items: Iterator[Item], dig
 
 
 def _write_json(path: Path, value: object) -> bytes:
-    content = (json.dumps(value, indent=1) + "\n").encode()
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    content = (json_text(value, indent=1) + "\n").encode()
+    write_bytes(path, content)
     return content
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command: parses, generates, prints what was made."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mole_jax.data.synthetic",
-        description="Make three synthetic domains that conflict, and captions to pretrain a base on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same data")
-    parser.add_argument("--train", type=int, default=1500, help="training records per domain")
-    parser.add_argument("--test", type=int, default=150, help="test records per domain")
-    parser.add_argument("--conflict", type=float, default=1.0, help="share of questions worded alike in all domains")
-    parser.add_argument(
-        "--disagreement",
-        type=float,
-        metavar="SHARE",
-        help="make the study's domains instead: the same pictures and questions, this share of the names different",
-    )
-    parser.add_argument("--asked", type=float, default=0.0, help="share of captions that answer such a question")
-    parser.add_argument("--captions", type=int, default=0, help="caption records for pretraining")
-    parser.add_argument("--tokenizer", metavar="DIR", help="also train a tokenizer on the texts and write it here")
-    chosen = parser.parse_args(arguments)
-    manifest = generate(
-        chosen.output,
-        seed=chosen.seed,
-        train=chosen.train,
-        test=chosen.test,
-        conflict=chosen.conflict,
-        captions=chosen.captions,
-        disagreement=chosen.disagreement,
-        asked=chosen.asked,
-    )
-    print(f"{chosen.output}: {', '.join(DOMAINS)}: {chosen.train} train and {chosen.test} test records each", end="")
-    print(f", {chosen.captions} captions, sha256 {manifest['sha256'][:16]}")
-    if chosen.tokenizer:
-        print(f"tokenizer: {train_tokenizer(texts(chosen.output), chosen.tokenizer)}")
-
-
-if __name__ == "__main__":
-    run_door(main)

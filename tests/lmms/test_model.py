@@ -58,7 +58,7 @@ def test_it_is_found_by_name():
     registry.load_entrypoint_manifests()
     assert registry.resolve("mole_jax").model_type == "chat"
     found = registry.get_model_class("mole_jax")
-    assert (found.__module__, found.__name__) == ("mole_jax.evaluation.lmms_eval", "MoleJax")
+    assert (found.__module__, found.__name__) == ("mole_jax.lmms.model", "MoleJax")
 
 
 def test_its_answers_are_those_of_generate(data, mole, tmp_path):
@@ -67,7 +67,7 @@ def test_its_answers_are_those_of_generate(data, mole, tmp_path):
 
     import mole_jax
     from mole_jax.config import DecodingConfig
-    from mole_jax.evaluation.lmms_eval import MoleJax
+    from mole_jax.lmms.model import MoleJax
 
     records = json.loads((data / "general" / "test.json").read_text())[:3]
     questions = [record["conversations"][0]["value"].replace("<image>\n", "") for record in records]
@@ -102,7 +102,7 @@ def test_its_answers_are_those_of_generate(data, mole, tmp_path):
 def test_rounds_go_on_until_the_task_says_that_it_is_over(data, mole):
     from lmms_eval.api.instance import Instance
 
-    from mole_jax.evaluation.lmms_eval import MoleJax
+    from mole_jax.lmms.model import MoleJax
 
     lm = MoleJax(str(mole), tokenizer=tiny.TOKENIZER, dtype="float32")
     lm.task_dict = {"t": {"test": ["What?"]}}

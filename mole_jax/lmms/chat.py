@@ -1,6 +1,6 @@
 """What lmms-eval asks, in this project's words: its chat messages as turns and images, its settings as decoding.
 
-Apart from `mole_jax.evaluation.lmms_eval`, so that it is there, and tested, without lmms-eval.
+Apart from `mole_jax.lmms.model`, so that it is there, and tested, without lmms-eval.
 """
 
 from __future__ import annotations

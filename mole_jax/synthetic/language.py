@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mole_jax.data.synthetic_draw import COLOURS, SHAPES
-from mole_jax.data.synthetic_scenes import FINDINGS, PLACES, WORDS, Chart, Everyday, Page, Scan, Scene, Thing
+from mole_jax.synthetic.draw import COLOURS, SHAPES
+from mole_jax.synthetic.scenes import FINDINGS, PLACES, WORDS, Chart, Everyday, Page, Scan, Scene, Thing
 
 DOMAINS = {"general": ("scene",), "document": ("chart", "page"), "biomedical": ("scan",)}
 """The kinds of scene of each domain."""

@@ -16,10 +16,10 @@ from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[report
 
 from mole_jax.api import load
 from mole_jax.config import Dtype, ImageAspect, MeshConfig, PromptName
-from mole_jax.evaluation.lmms_chat import conversation, decoding
+from mole_jax.lmms.chat import conversation, decoding
 from mole_jax.serving.assistant import Assistant
 
-MANIFEST = ModelManifest("mole_jax", chat_class_path="mole_jax.evaluation.lmms_eval.MoleJax")
+MANIFEST = ModelManifest("mole_jax", chat_class_path="mole_jax.lmms.model.MoleJax")
 """What the entry point names."""
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
-from mole_jax.data import synthetic_language as language
 from mole_jax.errors import UserError
+from mole_jax.synthetic import language
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -15,11 +15,12 @@ import pytest
 import sentencepiece
 from PIL import Image
 
-from mole_jax.data import synthetic, synthetic_language
-from mole_jax.data.synthetic_draw import COLOURS, SHAPES, canvas, shape, write
-from mole_jax.data.synthetic_scenes import BAR_UNIT, sample
-from mole_jax.data.synthetic_tokenizer import SYSTEM
 from mole_jax.errors import UserError
+from mole_jax.synthetic import domains as synthetic
+from mole_jax.synthetic import language, vocabulary
+from mole_jax.synthetic.draw import COLOURS, SHAPES, canvas, shape, write
+from mole_jax.synthetic.scenes import BAR_UNIT, sample
+from mole_jax.synthetic.vocabulary import SYSTEM
 
 SIZES = {"seed": 3, "train": 240, "test": 80, "captions": 300}
 THIRDS = {"left": slice(0, 21), "middle": slice(22, 42), "right": slice(43, 64)}
@@ -41,7 +42,7 @@ def pixels(folder: Path, record: dict) -> np.ndarray:
 
 
 def asked(folder: Path, name: str, kind: str) -> list[dict]:
-    found = [r for r in read(folder, name) if r["question"] == synthetic_language.SHARED[kind]]
+    found = [r for r in read(folder, name) if r["question"] == language.SHARED[kind]]
     assert len(found) > 5
     return found
 
@@ -195,14 +196,14 @@ def test_shared_wording_demands_other_forms_in_each_domain(folder):
     for name, form in (("general", sentences), ("document", exact), ("biomedical", clinical)):
         records = read(folder, name)
         assert all(form(record["answer"]) for record in records)
-        assert {record["question"] for record in records} == set(synthetic_language.SHARED.values())
+        assert {record["question"] for record in records} == set(language.SHARED.values())
 
 
 def test_conflict_changes_the_wording_and_nothing_else(tmp_path):
     sizes = {"seed": 5, "train": 200, "test": 20}
     for conflict in (0.0, 0.5, 1.0):
         synthetic.generate(tmp_path / str(conflict), conflict=conflict, **sizes)
-    shared = set(synthetic_language.SHARED.values())
+    shared = set(language.SHARED.values())
     own = {}
     for name in synthetic.DOMAINS:
         plain, half, full = (read(tmp_path / str(conflict), name) for conflict in (0.0, 0.5, 1.0))
@@ -224,7 +225,7 @@ def test_no_answer_is_common(folder):
 
 
 def test_captions_never_answer_a_question_of_a_domain(folder):
-    asked = {q for wording in (synthetic_language.SHARED, *synthetic_language.OWN.values()) for q in wording.values()}
+    asked = {q for wording in (language.SHARED, *language.OWN.values()) for q in wording.values()}
     for record in read(folder, synthetic.CAPTIONS):
         assert record["question"] not in asked
         if "image" not in record:
@@ -235,8 +236,8 @@ def test_captions_never_answer_a_question_of_a_domain(folder):
 
 def test_tokenizer_spells_everything_and_the_prompt_briefly(folder, tmp_path):
     texts = synthetic.texts(folder)
-    path = synthetic.train_tokenizer(texts, tmp_path / "a")
-    assert synthetic.train_tokenizer(reversed(texts), tmp_path / "b").read_bytes() == path.read_bytes()
+    path = vocabulary.train_tokenizer(texts, tmp_path / "a")
+    assert vocabulary.train_tokenizer(reversed(texts), tmp_path / "b").read_bytes() == path.read_bytes()
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert model.vocab_size() <= 511
     assert (model.unk_id(), model.bos_id(), model.eos_id()) == (0, 1, 2)
@@ -249,12 +250,12 @@ def test_tokenizer_spells_everything_and_the_prompt_briefly(folder, tmp_path):
     for record in (record for name in synthetic.DOMAINS for record in read(folder, name)):
         assert len(model.encode(f"\n{record['question']} ASSISTANT: {record['answer']}")) < 40
     with pytest.raises(UserError, match="vocab_size"):
-        synthetic.train_tokenizer(texts, tmp_path / "c", vocab_size=100)
+        vocabulary.train_tokenizer(texts, tmp_path / "c", vocab_size=100)
 
 
 def test_command_writes_the_folder_and_refuses_in_one_line(tmp_path):
     def command(*arguments):
-        door = [sys.executable, "-m", "mole_jax.data.synthetic", *arguments]
+        door = [sys.executable, "-m", "mole_jax.synthetic", *arguments]
         return subprocess.run(door, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
     made = command("--output", str(tmp_path / "data"), "--train", "4", "--test", "4", "--tokenizer", str(tmp_path))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mole_jax.data import synthetic
-from mole_jax.data.synthetic_conflict import ASKED, FLOOR, plain_turn, renamed, turn
-from mole_jax.data.synthetic_draw import COLOURS, SHAPES
-from mole_jax.data.synthetic_scenes import FLOORS, Everyday, Thing
 from mole_jax.errors import UserError
+from mole_jax.synthetic import domains as synthetic
+from mole_jax.synthetic.conflict import ASKED, FLOOR, plain_turn, renamed, turn
+from mole_jax.synthetic.draw import COLOURS, SHAPES
+from mole_jax.synthetic.scenes import FLOORS, Everyday, Thing
 
 SCENE = Everyday((Thing("red", "ball", 2, 20), None, Thing("orange", "cross", 44, 30)), "day", "sand", 40)
 

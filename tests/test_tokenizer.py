@@ -10,8 +10,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.tokenizer import Tokenizer
 
 
 def test_llama_ids_are_the_reference_ones(reference, llama_tokenizer):
