@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from mole_jax.config import Config
 from mole_jax.data.load import Source
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
-from mole_jax.files import read_json
+from mole_jax.files import read_json, write_json
 from mole_jax.model.objective import Forward
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
@@ -120,10 +119,9 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     )
     if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
-        (workdir / "config.json").write_text(json.dumps(config_json.to_json(config), indent=1))
+        write_json(workdir / "config.json", config_json.to_json(config))
         tokenizer.save(str(workdir))
-        rows = trainable_table(spec.declarations, config.train.trainable)
-        (workdir / "trainable.json").write_text(json.dumps(rows, indent=1))
+        write_json(workdir / "trainable.json", trainable_table(spec.declarations, config.train.trainable))
     hosts.barrier("start")
     return Run(
         config,
@@ -189,7 +187,8 @@ def check_same_run(workdir: epath.Path, config: Config) -> None:
     if not file.exists() or not ((workdir / "eval").exists() or latest_step(workdir) is not None):
         return
     # Through a config, so that a field that came later counts as the default that it then had.
-    before = _dotted(config_json.to_json(config_json.from_json(read_json(file), where=str(file))))
+    stored = read_json(file, remedy="put the run's own back, or choose another --workdir")
+    before = _dotted(config_json.to_json(config_json.from_json(stored, where=str(file))))
     now = _dotted(config_json.to_json(config))
     for field in sorted(before.keys() | now.keys()):
         if before.get(field) != now.get(field) and not any((field + ".").startswith(f"{c}.") for c in CHANGEABLE):
@@ -243,7 +242,7 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
     }
 
     def known() -> int | None:
-        before = read_json(file) if file.exists() else {}
+        before = read_json(file, remedy="remove it, and the steps are counted again") if file.exists() else {}
         return before["steps"] if {name: before.get(name) for name in counted} == counted else None
 
     steps = hosts.first("epoch", known)
@@ -251,7 +250,7 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
         found = hosts.gathered("epoch", mixture.count_batches())
         steps = hosts.first("epoch", lambda: max(found or ()))
         if hosts.is_first():
-            file.write_text(json.dumps({"steps": steps, **counted}, indent=1))
+            write_json(file, {"steps": steps, **counted})
     if steps == 0:
         raise UserError(f"config: train.epochs {config.train.epochs} makes no example; raise it")
     return steps

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mole_jax.errors import UserError
-from mole_jax.files import read_json
+from mole_jax.files import read_json, write_json
 from mole_jax.weights.torch_file import TorchFile
 
 SINGLE = "model.safetensors"
@@ -168,7 +168,7 @@ def write_tensors(
         weight_map.update(dict.fromkeys(names, file))
     if many:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index, indent=2)
 
 
 def write_file(

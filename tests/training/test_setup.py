@@ -46,6 +46,6 @@ def test_a_file_that_was_cut_off_is_told_in_one_line(begun):
     folder, config = begun
     whole = (folder / "config.json").read_text()
     (folder / "config.json").write_text(whole[:40])
-    with pytest.raises(UserError, match=r"config.json: cannot be read as JSON .* or remove it") as caught:
+    with pytest.raises(UserError, match=r"config.json: cannot be read as JSON .*; put the run's own back") as caught:
         check_same_run(folder, config)
     assert "\n" not in str(caught.value)

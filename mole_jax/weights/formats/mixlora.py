@@ -28,7 +28,7 @@ import numpy as np
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
-from mole_jax.files import read_json
+from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs
 from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row
@@ -180,8 +180,7 @@ def _write(export: Export, folder: str) -> str:
     values = ((name, np.asarray(tensor, dtype)) for name, tensor in tensors.items())
     header = {"adapter": config_json.to_json(adapter), **export.settings}
     write_file(output / TENSORS, declared, values, {"format": "pt", _HEADER: json.dumps(header)})
-    config = _config(adapter, export.base_name)
-    (output / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(output / CONFIG, _config(adapter, export.base_name), indent=2)
     export.save_tokenizer(folder)
     return export.trained_dtype
 

@@ -7,14 +7,13 @@ prompt preset, image preparation, base and its hash) with ``"peft_type": "MOLE_J
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from mole_jax.errors import UserError
-from mole_jax.files import read_json
+from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parameters import group_of
@@ -95,7 +94,7 @@ def _write(export: Export, folder: str) -> str:
     }
     save_file(tensors, str(output / TENSORS), metadata={"format": "np"})
     meta = export.meta(export.adapter, tuple(dict.fromkeys((*export.source.trained, "adapters", "router"))))
-    (output / CONFIG).write_text(json.dumps(KIND | meta.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(output / CONFIG, KIND | meta.to_json(), indent=2)
     export.save_tokenizer(folder)
     return dtype
 

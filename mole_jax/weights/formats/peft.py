@@ -15,7 +15,6 @@ projector apart in ``non_lora_trainables.bin`` as ``model.mm_projector.{0,2}``; 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from safetensors.numpy import save_file
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
-from mole_jax.files import read_json
+from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs
 from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row, stored_names
@@ -185,8 +184,7 @@ def _write(export: Export, folder: str) -> str:
     arrays = {name: np.ascontiguousarray(one, dtype=DTYPES[dtype]) for name, one in tensors.items()}
     # PEFT's own loader asks for torch's mark in the header.
     save_file(arrays, str(output / TENSORS), metadata={"format": "pt"})
-    config = _config(adapter, export.base_name, bool(projector))
-    (output / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(output / CONFIG, _config(adapter, export.base_name, bool(projector)), indent=2)
     export.save_tokenizer(folder)
     return dtype
 
