@@ -10,7 +10,7 @@ import pytest
 from mole_jax.config_json import to_json
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
-from mole_jax.training.setup import check_same_run
+from mole_jax.training.setup import check_same_run, count_steps
 from tests import tiny
 
 
@@ -49,3 +49,10 @@ def test_a_file_that_was_cut_off_is_told_in_one_line(begun):
     with pytest.raises(UserError, match=r"config.json: cannot be read as JSON .*; put the run's own back") as caught:
         check_same_run(folder, config)
     assert "\n" not in str(caught.value)
+
+
+def test_a_count_that_was_cut_off_names_its_remedy(tmp_path):
+    config = tiny.config(tmp_path / "data", train={"steps": None, "epochs": 1.0})
+    (tmp_path / "epoch.json").write_text('{"steps": 1')
+    with pytest.raises(UserError, match=r"epoch.json: cannot be read as JSON .*; remove it, and the steps are counted"):
+        count_steps(config, None, absolute(str(tmp_path)))
