@@ -27,10 +27,10 @@ def main() -> None:
     add_flags(parser)
     flags = parser.parse_args()
     part, parts = _part(flags)
+    from mole_jax.files import absolute
     from mole_jax.parallel import hosts
     from mole_jax.study import report, runner
     from mole_jax.study.config import Study
-    from mole_jax.weights.run import absolute
 
     study, workdir = cli.execute(flags.config, "get_study", Study), absolute(flags.workdir)
     with hosts.joined(flags, preemptible=True):

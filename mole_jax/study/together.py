@@ -28,20 +28,20 @@ from mole_jax.evaluation.runner import (
 )
 from mole_jax.files import write_text
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch, replicated
 from mole_jax.parameters import Tree, flatten, split_trainable, unflatten
-from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.flops import step_flops
 from mole_jax.training.setup import prepare
-from mole_jax.training.state import ModelSpec
 from mole_jax.training.step import StepMaker, TrainState
 from mole_jax.training.summary import speed_metrics, step_metrics
 from mole_jax.training.telemetry import MetricsWriter
+from mole_jax.weights.open import open_model
 from mole_jax.weights.run import Meta
-from mole_jax.weights.source import locate, open_base, tokenizer_path
+from mole_jax.weights.sources import locate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +116,13 @@ class Bench:
                 "study: seeds that train together take no train.accumulation and no evaluation.generate; "
                 "set them to 1 and False, or `together` to 1"
             )
-        self.mesh = make_mesh(config.mesh)
+        opened = open_model(config)
+        self.mesh, self.source, self.tokenizer = opened.mesh, opened.source, opened.tokenizer
         if self.mesh.size > 1:
             raise UserError(
                 f"study: seeds train together on one device, the mesh has {self.mesh.size}; set mesh.data 1"
             )
-        self.source = open_base(config.model, config.seed)
         self.arch = self.source.architecture
-        self.tokenizer = Tokenizer.load(tokenizer_path(config.model, self.source))
         self.base_hash = self.source.content_hash()
         sources = tuple(Source.open(one.name, one.path, one.image_root) for one in config.data.domains)
         self.loader = KeptLoader(sources, self.tokenizer, Layout.of(config.data, self.arch.image))

@@ -18,14 +18,15 @@ from mole_jax import cli
 from mole_jax.config import AdapterConfig, Config, DataConfig, DomainConfig, MeshConfig, TaskConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.study import runner
 from mole_jax.study.config import Section, Study, arms, equal_parameters, plain
 from mole_jax.synthetic.domains import DOMAINS
-from mole_jax.training.state import ModelSpec, place
 from mole_jax.training.telemetry import read_metrics
+from mole_jax.weights.open import open_source, place
 from mole_jax.weights.run import Meta, write_params
-from mole_jax.weights.source import RandomSource, open_source
+from mole_jax.weights.sources import RandomSource
 from tests import tiny
 
 ALL = ("vision", "projector", "decoder")
