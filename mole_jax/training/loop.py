@@ -86,11 +86,7 @@ def train(config: Config, workdir: epath.Path) -> None:
     checkpointer.close()
 
     if log.too_many_bad_steps:
-        raise UserError(
-            f"{config.train.max_bad_steps} steps in a row up to step {step} gave a NaN or Inf loss or gradient "
-            f"(records in {workdir / 'bad_steps.jsonl'}); look at them, lower optimizer.learning_rate or set "
-            "model.compute_dtype to float32"
-        )
+        raise log.bad_steps_error(step)
     if stop:
         progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
         sys.exit(TERMINATED)
