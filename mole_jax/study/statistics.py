@@ -90,7 +90,8 @@ def _t_test(values: Sequence[float]) -> Difference | None:
         return Difference(mean, (mean, mean), len(values), 0.0 if mean else 1.0)
     found = stats.ttest_1samp(values, 0.0)
     low, high = found.confidence_interval(LEVEL)
-    return Difference(mean, (float(low), float(high)), len(values), float(found.pvalue))
+    p = float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue] # scipy names this field at run time
+    return Difference(mean, (float(low), float(high)), len(values), p)
 
 
 def _or_one(p: float | None) -> float:
