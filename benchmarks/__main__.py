@@ -20,13 +20,13 @@ from mole_jax.config import AdapterConfig, Config, DataConfig, DomainConfig, Mes
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture, VisionArchitecture
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch
-from mole_jax.parameters import cut
+from mole_jax.parameters import split_trainable
 from mole_jax.study.config import equal_parameters, plain
 from mole_jax.training.setup import compiled_step, prepare
 from mole_jax.training.state import ModelSpec, place
 from mole_jax.weights.source import RandomSource
 
-GROUPS = {"none": ("projector",), "lora": ("adapters",), "mole": ("adapters", "router")}
+TRAINABLE = {"none": ("projector",), "lora": ("adapters",), "mole": ("adapters", "router")}
 
 
 def variants(rank: int, experts: int, arch: DecoderArchitecture) -> dict[str, AdapterConfig]:
@@ -50,13 +50,13 @@ def stepper(
         model=ModelConfig(preset="tiny", frozen_dtype=dtype, compute_dtype=dtype, remat="full"),
         adapter=adapter,
         data=DataConfig(domains=(DomainConfig("all", "-"),), sequence_length=length, examples_per_row=4),
-        train=TrainConfig(steps=100, batch_rows=rows, trainable=GROUPS[adapter.kind]),
+        train=TrainConfig(steps=100, batch_rows=rows, trainable=TRAINABLE[adapter.kind]),
         mesh=MeshConfig(data=1),
     )
     mesh = make_mesh(config.mesh)
     spec = ModelSpec.of(arch, adapter)
     leaves = place(spec, RandomSource(arch, 0), mesh, config.train.trainable, dtype, 0)
-    params, frozen = cut(leaves, spec.declarations, config.train.trainable)
+    params, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
     maker, state = prepare(config, spec, mesh, params, total_steps=100)
     step = compiled_step(maker, state, mesh)
     side = arch.vision.image_size

@@ -34,7 +34,7 @@ from mole_jax.weights.names import leaf_specs
 from mole_jax.weights.source import open_source
 
 TARGET = 1.3
-GROUPS = ("adapters", "router", "projector")
+TRAINABLE = ("adapters", "router", "projector")
 
 
 def random_leaf(path: str, shape: tuple[int, ...], dtype: np.dtype) -> Leaf:
@@ -60,10 +60,10 @@ def make_mole(folder: Path, base: Path, arch: LlavaArchitecture) -> None:
     leaves = {
         path: random_leaf(path, tuple(parameter.shape), np.dtype(np.float32))
         for path, parameter in declared.items()
-        if group_of(parameter) in GROUPS
+        if group_of(parameter) in TRAINABLE
     }
     base_hash = open_source(str(base)).content_hash()
-    meta = run.Meta(arch, adapter, GROUPS, "v1", "pad", base=str(base), base_hash=base_hash, seed=0)
+    meta = run.Meta(arch, adapter, TRAINABLE, "v1", "pad", base=str(base), base_hash=base_hash, seed=0)
     run.write_params(run.absolute(str(folder)), leaves, meta)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.__main__ import GROUPS, variants
+from benchmarks.__main__ import TRAINABLE, variants
 from mole_jax.config import AdapterConfig, Config, DataConfig, DomainConfig, MeshConfig, ModelConfig, TrainConfig
 from mole_jax.model.architecture import LlavaArchitecture, preset
 from mole_jax.parallel.devices import CHIPS, GIB
@@ -25,7 +25,7 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
 from mole_jax.planning.compile import Facts, Step, abstract_step, compile_step, device_bytes, facts_of, with_layers
 from mole_jax.planning.predict import DEPTHS, at_depth, least_seconds
-from mole_jax.planning.report import aligned
+from mole_jax.planning.report import right_aligned
 from mole_jax.planning.topology import devices_of, no_accelerator
 
 MIXTURES = ((3, 32), (8, 32), (8, 128))
@@ -38,7 +38,7 @@ def config_of(adapter: AdapterConfig, rows: int, length: int) -> Config:
         model=ModelConfig(preset="vicuna-7b", remat="full"),
         adapter=adapter,
         data=DataConfig(domains=(DomainConfig("all", "-"),), sequence_length=length, images_per_row=0),
-        train=TrainConfig(steps=1000, batch_rows=rows, trainable=GROUPS[adapter.kind]),
+        train=TrainConfig(steps=1000, batch_rows=rows, trainable=TRAINABLE[adapter.kind]),
         mesh=MeshConfig(data=1),
     )
 
@@ -131,7 +131,7 @@ def main() -> None:
         f"{flags.rows} x {flags.length} tokens, dropout {flags.dropout}; decoding {flags.answers} sequences, "
         f"{flags.length} places; estimated cycles and peak memory, ratios to plain LoRA of the same rank"
     )
-    print(aligned(rows))
+    print(right_aligned(rows))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,20 @@ with `dataclasses.replace` in a file or with ``--section.field value`` on the co
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Literal
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
-GROUPS = ("adapters", "router", "projector", "vision", "decoder")
+
+Group = Literal["adapters", "router", "projector", "vision", "decoder"]
+GROUPS: tuple[Group, ...] = typing.get_args(Group)
+"""Parameter groups, each of which trains or is frozen as a whole."""
 
 Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
 RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
+Movement = Literal["gather", "all_to_all"]
 PromptName = Literal["v1", "llava_mole", "no_system", "plain"]
 ImageAspect = Literal["pad", "crop"]
 Ability = Literal[
@@ -47,7 +53,7 @@ class ModelConfig:
     """Type in which frozen weights are stored. Trainable weights are always float32."""
     compute_dtype: Dtype = "bfloat16"
     """Type of activations and matrix products. Router, norms, softmax and loss are float32 regardless."""
-    remat: Literal["none", "dots", "full"] = "full"
+    remat: Remat = "full"
     """What a layer's backward pass recomputes: nothing, all but matrix products, everything."""
 
 
@@ -87,7 +93,7 @@ class AdapterConfig:
     they find out by themselves what is worth a separate expert. Answering needs no domain either way."""
     expert_path: Literal["auto", "masked", "grouped"] = "auto"
     """masked: all experts on every token, then zeroed. grouped: tokens sorted by expert. Same values, other speed."""
-    expert_sharding: Literal["auto", "gather", "all_to_all"] = "auto"
+    expert_sharding: Literal["auto", Movement] = "auto"
     """Over mesh.expert move the experts to the tokens (gather) or the tokens to the experts; auto: the fewer bytes."""
 
 
@@ -226,20 +232,21 @@ class DecodingConfig:
     """How answers are decoded. The settings mean, and apply in the order of, transformers' of the same names."""
 
     max_new_tokens: int = 32
-    """Longest answer, in tokens."""
+    """Longest answer, in tokens; at least 1."""
     temperature: float = 0.0
-    """What logits are divided by before a token is drawn; 0 takes the most probable token (greedy)."""
+    """What logits are divided by before a token is drawn, not negative; 0 takes the most probable token (greedy)."""
     top_k: int | None = None
-    """Draw among this many most probable tokens. None: all."""
+    """Draw among this many most probable tokens, at least 1. None: all."""
     top_p: float = 1.0
-    """Draw among the fewest most probable tokens that have this probability together; 1: all."""
+    """Draw among the fewest most probable tokens that have this probability together, over 0; 1: all."""
     repetition_penalty: float = 1.0
-    """Makes every text token of the prompt and of the answer so far less probable; 1: no penalty. Image positions hold
-    no text and never count."""
+    """Over 1 makes every text token of the prompt and of the answer so far less probable, between 0 and 1 more; 1: no
+    penalty. Image positions hold no text and never count."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer and are not part of it, besides end of sequence and the prompt preset's own."""
+    """Text that ends an answer and is not part of it, besides end of sequence and the prompt preset's own."""
     seed: int = 0
-    """Seed of the draws. A prompt's draws depend on it and on the prompt's place in the list, not on the batch."""
+    """Seed of the draws, from 0 to 2**32 - 1. A prompt's draws depend on it and on the prompt's place in the list, not
+    on the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,3 +321,19 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig(DecodingConfig):
+    """Settings of `mole_jax.generate`, which has no config file: how it decodes, and on which devices."""
+
+    max_new_tokens: int = 256
+    """Longest answer, in tokens; at least 1."""
+    mesh: MeshConfig = MeshConfig(data=1)
+
+    @property
+    def decoding(self) -> DecodingConfig:
+        """These settings without the mesh, on which answers do not depend."""
+        values = dataclasses.asdict(self)
+        del values["mesh"]
+        return DecodingConfig(**values)

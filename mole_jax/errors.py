@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -25,5 +26,7 @@ def run_door(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        # Not sys.exit: the interpreter would wait for threads, and a library's may wait for a full disk or a dead host.
+        sys.stdout.flush()
+        os._exit(2)

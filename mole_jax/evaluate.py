@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from mole_jax import cli
-from mole_jax.errors import UserError, run_door
+from mole_jax.config_check import check_tasks
+from mole_jax.errors import run_door
 from mole_jax.parallel.launch import add_flags
 
 COMPARE = "--compare"
@@ -17,14 +18,13 @@ def main() -> None:
         _compare()
         return
     config, flags = cli.parse("evaluate", "Score a checkpoint on the tasks of a config.", extra=_flags)
-    if not config.evaluation.tasks:
-        raise UserError("config: evaluation.tasks is empty; add a TaskConfig(name, path)")
+    check_tasks(config)
     from mole_jax.parallel import hosts
 
     with hosts.joined(flags, preemptible=False):
         from mole_jax.evaluation.checkpoint import evaluate_checkpoint
         from mole_jax.evaluation.tables import aligned, score_rows
-        from mole_jax.weights.run import absolute
+        from mole_jax.files import absolute
 
         result = evaluate_checkpoint(config, flags.checkpoint, absolute(flags.workdir), base=flags.base)
         if hosts.is_first():
@@ -55,7 +55,7 @@ def _compare() -> None:
     parser.add_argument("--workdir")
     flags = parser.parse_args()
     from mole_jax.evaluation.compare import compare
-    from mole_jax.weights.run import absolute
+    from mole_jax.files import absolute
 
     found = compare(*flags.compare)
     print(found.text())

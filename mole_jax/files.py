@@ -31,7 +31,13 @@ _REMEDIES = {
 
 
 def absolute(name: PathLike) -> epath.Path:
-    """Returns a path that does not depend on the working directory; URLs such as ``gs://…`` stay as they are."""
+    """Returns a path that does not depend on the working directory; URLs such as ``gs://…`` stay as they are.
+
+    Raises:
+        UserError: the name is empty or has a zero byte.
+    """
+    if not os.fspath(name) or "\0" in os.fspath(name):
+        raise UserError(f"{os.fspath(name)!r} is no name of a folder or file; name one (. is the folder you are in)")
     return epath.Path(name if is_remote(name) else os.path.abspath(name))
 
 

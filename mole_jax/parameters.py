@@ -9,47 +9,53 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from mole_jax.config import Group
 
 Tree = dict[str, Any]
 """Nested dict of arrays (or of anything that belongs to an array), keyed by attribute names."""
 
 
 class Parameter(nnx.Param):
-    """An array with named axes; its subclass is its group."""
+    """An array with named axes. Each subclass is a group of parameters."""
+
+    group: ClassVar[Group]
 
 
 class AdapterParam(Parameter):
     """LoRA and expert matrices."""
 
+    group: ClassVar[Group] = "adapters"
+
 
 class RouterParam(Parameter):
     """Routers of the expert mixtures."""
+
+    group: ClassVar[Group] = "router"
 
 
 class ProjectorParam(Parameter):
     """Projector and image start/end vectors."""
 
+    group: ClassVar[Group] = "projector"
+
 
 class VisionParam(Parameter):
     """The vision tower."""
+
+    group: ClassVar[Group] = "vision"
 
 
 class DecoderParam(Parameter):
     """The language model without its adapters."""
 
+    group: ClassVar[Group] = "decoder"
 
-GROUPS: Mapping[str, type[Parameter]] = {
-    "adapters": AdapterParam,
-    "router": RouterParam,
-    "projector": ProjectorParam,
-    "vision": VisionParam,
-    "decoder": DecoderParam,
-}
 
 Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
@@ -108,9 +114,9 @@ def streams(seed: int | jax.Array) -> nnx.Rngs:
     return nnx.Rngs(params=key, adapters=jax.random.fold_in(key, 1))
 
 
-def group_of(variable: nnx.Variable) -> str:
-    """Returns the group name of a declared parameter."""
-    return next(name for name, kind in GROUPS.items() if isinstance(variable, kind))
+def group_of(parameter: Parameter) -> Group:
+    """Returns the group of a declared parameter."""
+    return parameter.group
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -138,8 +144,10 @@ def declared(model: nnx.Module) -> dict[str, Parameter]:
     return {"/".join(map(str, path)): variable for path, variable in sorted(nnx.to_flat_state(nnx.state(model)))}
 
 
-def cut(leaves: Mapping[str, Any], declarations: Mapping[str, Parameter], groups: Iterable[str]) -> tuple[Tree, Tree]:
-    """Cuts `leaves` (by path) into (trainable, frozen) by the group of each parameter."""
+def split_trainable(
+    leaves: Mapping[str, Any], declarations: Mapping[str, Parameter], groups: Iterable[str]
+) -> tuple[Tree, Tree]:
+    """Splits `leaves` (by path) into those of the trainable `groups` and the frozen rest."""
     chosen = set(groups)
     trainable = {path: leaf for path, leaf in leaves.items() if group_of(declarations[path]) in chosen}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in trainable}

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 
 from mole_jax import cli
-from mole_jax.errors import UserError, run_door
+from mole_jax.config_check import check_tasks
+from mole_jax.errors import run_door
 from mole_jax.parallel.launch import add_flags
 
 
 def main() -> None:
     config, flags = cli.parse("routing", "Report a checkpoint's routing on the tasks of a config.", extra=_flags)
-    if not config.evaluation.tasks:
-        raise UserError("config: evaluation.tasks is empty; add a TaskConfig(name, path)")
+    check_tasks(config)
     from mole_jax.parallel import hosts
 
     with hosts.joined(flags, preemptible=False):
         from mole_jax.evaluation.routing import routing_of_checkpoint
         from mole_jax.evaluation.routing_report import text
-        from mole_jax.weights.run import absolute
+        from mole_jax.files import absolute
 
         workdir, by_layer = absolute(flags.workdir), flags.knock_out == "layers"
         routed = routing_of_checkpoint(config, flags.checkpoint, workdir, base=flags.base, by_layer=by_layer)

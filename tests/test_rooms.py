@@ -21,8 +21,8 @@ FLOORS = (
     ("weights",),
     ("model",),
     ("adapters", "cli"),
-    ("parallel", "config_check", "synthetic", "tokenizer"),
-    ("files", "config_json"),
+    ("parallel", "config_check", "synthetic", "tokenizer", "workdir"),
+    ("files", "config_json", "image_spec"),
     ("config", "parameters", "compat"),
     ("errors", "clip"),
 )

@@ -1,4 +1,4 @@
-"""Use of the experts by segment, and the losses made of it."""
+"""Use of the experts by segment, and the losses computed from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mole_jax.adapters.router import Routing
 
 
 class RouterUse(NamedTuple):
-    """Sums over the tokens of each class; in training a class is a segment, one example of a packed row."""
+    """Sums over the tokens of each class. In training a class is a segment: one example of a packed row."""
 
     probs: Float[Array, "*L B K E"]
     """Sum of router probabilities."""
@@ -23,9 +23,9 @@ class RouterUse(NamedTuple):
 
 
 def router_use(routing: Routing, classes: Float[Array, "B S K"]) -> RouterUse:
-    """Sums what `routing` says over each class.
+    """Sums `routing` over each class.
 
-    `classes` is one-hot over K classes of tokens; padding is zero everywhere and so counts nowhere.
+    `classes` is one-hot over K classes of tokens. Padding is zero in all of them and counts nowhere.
     """
     entropy = -jnp.sum(routing.probs * jnp.log(jnp.maximum(routing.probs, 1e-30)), axis=-1)
     return RouterUse(
@@ -38,25 +38,25 @@ def router_use(routing: Routing, classes: Float[Array, "B S K"]) -> RouterUse:
 def balance_loss_sum(use: RouterUse, kind: Literal["per_layer", "pooled"]) -> Float[Array, ""]:
     """Returns the balance loss summed over segments; divide by their number for the mean.
 
-    Of one segment: ``sum_e c_e p_e`` with c_e the share of its tokens sent to e (no gradient) and p_e
-    their mean probability (LLaVA-MoLE, arXiv 2401.16160); 1 / E when routing is uniform. `per_layer`
-    averages that over layers; `pooled` takes c and p over all layers at once (released code), which
-    cannot see one layer collapse. A sum over segments, so that the pieces of an accumulated batch add up.
+    For one segment it is ``sum_e c_e p_e``, with c_e the share of its tokens sent to e (no gradient) and p_e their mean
+    probability (LLaVA-MoLE, arXiv 2401.16160); 1 / E when routing is uniform. `per_layer` averages this over layers.
+    `pooled` takes c and p over all layers at once (released code), so it cannot see one layer collapse. The result is
+    a sum over segments so that the pieces of an accumulated batch add up.
     """
     probs, choices = use.probs, use.choices
     if kind == "pooled":
         probs, choices = probs.sum(axis=0, keepdims=True), choices.sum(axis=0, keepdims=True)
     tokens = jnp.maximum(choices.sum(axis=-1), 1.0)
-    # The choice is an argmax: it carries no gradient of its own, so none needs to be stopped.
+    # The choice is an argmax without a gradient, so none has to be stopped.
     per_segment = jnp.sum(choices * probs, axis=-1) / tokens**2
     return per_segment.mean(axis=0).sum()
 
 
 def domain_loss_sum(use: RouterUse, domain_ids: Int[Array, "B K"]) -> Float[Array, ""]:
-    """Returns, summed over segments, how little the routers tell the domains apart by.
+    """Returns the loss that teaches routers the domains, summed over segments.
 
-    Of one segment of domain d: ``-log p_k`` averaged over layers, with k = d modulo E and p_k the segment's mean
-    probability of expert k (ours; nothing in LLaVA-MoLE tells the router of domains).
+    For one segment of domain d it is ``-log p_k`` averaged over layers, with k = d modulo E and p_k the segment's mean
+    probability of expert k. It is ours: LLaVA-MoLE does not tell the router about domains.
     """
     tokens, experts = use.choices.sum(axis=-1), use.probs.shape[-1]
     wanted = jnp.sum(use.probs * jax.nn.one_hot(domain_ids % experts, experts), axis=-1)

@@ -6,103 +6,99 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from mole_jax.adapters import expert_sharding, grouping
-from mole_jax.adapters.lora import LoRA, flat
+from mole_jax.adapters import expert_sharding, grouping, lora
+from mole_jax.adapters.kind import Kind, Projection
+from mole_jax.adapters.lora import Dropout, LoRA, joined, low_rank_pair
 from mole_jax.adapters.router import Routing
-from mole_jax.config import RouterGradient
+from mole_jax.config import MLP_TARGETS, AdapterConfig, Movement, RouterGradient
 from mole_jax.parallel import region
 from mole_jax.parameters import Declare
 
 
-class Experts(LoRA):
-    """E LoRAs of rank R as one of rank E*R: ``delta(x) = (alpha / R) * (gates . (dropout(x) A)) B``.
+class Experts(nnx.Module):
+    """E LoRAs of rank R with one pair of matrices: ``delta(x) = scale * (gates . (dropout(x) A)) B``.
 
-    Columns ``e*R:(e+1)*R`` of A (D_in, E*R) and the same rows of B (E*R, D_out) are expert e. Zeroing
-    the rank-space blocks of the experts that are not chosen gives the exact top-1 mixture with static
-    shapes and no token dropped; gates that are probabilities give the dense mixture. The expert of the
-    down projection acts on the hidden activations of the same token (released LLaVA-MoLE block).
+    Columns ``e*R:(e+1)*R`` of A (D_in, E*R) and the same rows of B (E*R, D_out) are expert e. Zeroing the rank-space
+    blocks of the experts that are not chosen gives the exact top-1 mixture with static shapes and no dropped token;
+    gates that are probabilities give the dense mixture. The down projection's expert acts on the hidden activations of
+    the same token (released LLaVA-MoLE block).
     """
 
     def __init__(
         self,
         declare: Declare,
-        d_in: int,
-        d_out: int,
-        axes: tuple[str, str],
+        projection: Projection,
         *,
         experts: int,
         rank: int,
-        alpha: float,
+        scale: float,
         dropout: float,
         gradient: RouterGradient = "straight_through",
-        movement: Literal["auto", "gather", "all_to_all"] = "auto",
+        movement: Literal["auto", Movement] = "auto",
         shared_rank: int = 0,
     ):
-        """`rank` is that of one expert; `gradient`, `movement` and `shared_rank` are `AdapterConfig`'s; for the rest
-        see `LoRA`."""
-        super().__init__(
-            declare,
-            d_in,
-            d_out,
-            axes,
-            rank=experts * rank,
-            alpha=experts * alpha,
-            dropout=dropout,
-            rank_axis="expert",
-        )
-        self.gradient, self.movement = gradient, movement
-        self.shared = (
-            LoRA(declare, d_in, d_out, axes, rank=shared_rank, alpha=alpha * shared_rank / rank, dropout=dropout)
-            if shared_rank
-            else None
-        )
+        """`rank` is that of one expert; `gradient`, `movement` and `shared_rank` are those of `AdapterConfig`."""
+        self.a, self.b = low_rank_pair(declare, projection, experts * rank, "expert")
+        self.scale = scale
+        self.dropout = Dropout(dropout)
+        self.gradient = gradient
+        self.movement: Literal["auto", Movement] = movement
+        self.shared = LoRA(declare, projection, rank=shared_rank, scale=scale, dropout=dropout) if shared_rank else None
 
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Array, "B S I"], routing: Routing, keep: Bool[Array, "B S I"] | None = None
+    def keep(self, key: PRNGKeyArray | None, rows: int, length: int) -> Bool[Array, "B S I"] | None:
+        """See `Adapter`; the shared expert uses the same mask."""
+        return self.dropout.keep(key, (rows, length, self.a.shape[-2]))
+
+    def __call__(
+        self, x: Float[Array, "B S I"], routing: Routing | None, keep: Bool[Array, "B S I"] | None = None
     ) -> Float[Array, "B S O"]:
-        """Returns the gated sum of the experts' deltas, and the shared one's, in the type of `x`."""
-        x = self.drop(x, keep)
+        """Returns the gated sum of the experts' deltas, plus the shared expert's, in the type of `x`."""
+        assert routing is not None, "experts stand in MLPs, which are routed"
+        x = self.dropout(x, keep)
         routed = self.routed(x, routing)
         return routed if self.shared is None else routed + self.shared(x)
 
     def routed(self, x: Float[Array, "B S I"], routing: Routing) -> Float[Array, "B S O"]:
+        """Returns the gated sum of the experts' deltas, wherever the experts are."""
         a, b = self.a[...], self.b[...]
         gates = routing.gates.astype(x.dtype)
-        shared = region.expert_devices() > 1
-        if shared and routing.groups is None and self.moves(x, a, b) == "all_to_all":
+        split = region.expert_devices() > 1
+        if split and routing.groups is None and self.moves(x, a, b) == "all_to_all":
             x, gates = expert_sharding.all_tokens(x, gates)
             return expert_sharding.own_tokens(self.masked(x, a, b, region.own_experts(gates)))
-        if shared:
+        if split:
             a, b = expert_sharding.whole_experts(a, b)
         return self.delta(x, a, b, gates, routing)
 
-    def moves(self, x: Array, a: Array, b: Array) -> expert_sharding.Movement:
+    def moves(self, x: Array, a: Array, b: Array) -> Movement:
         """Returns what travels between the devices that share the experts."""
-        if self.movement == "gather" or self.movement == "all_to_all":
+        if self.movement != "auto":
             return self.movement
         devices = region.expert_devices()
         return expert_sharding.traffic(
-            a.shape[0],
-            b.shape[1],
-            a.shape[1] * devices,
-            x.shape[0] * x.shape[1],
-            devices,
+            d_in=a.shape[0],
+            d_out=b.shape[1],
+            ranks=a.shape[1] * devices,
+            tokens=x.shape[0] * x.shape[1],
+            devices=devices,
             weight_bytes=a.dtype.itemsize,
             token_bytes=x.dtype.itemsize,
         ).cheaper
 
     def delta(self, x: Array, a: Array, b: Array, gates: Array, routing: Routing) -> Float[Array, "B S O"]:
+        """Returns the deltas of experts that are whole on this device; sorted tokens are multiplied group by group."""
         if routing.groups is None:
             return self.masked(x, a, b, gates)
         delta = grouping.grouped(
             x,
             a.astype(x.dtype),
             b.astype(x.dtype),
-            gates,
-            routing.choice,
-            routing.groups.sizes,
+            gates=gates,
+            choice=routing.choice,
+            sizes=routing.groups.sizes,
             all_gates=self.gradient == "straight_through",
         )
         return delta * self.scale
@@ -110,8 +106,29 @@ class Experts(LoRA):
     def masked(
         self, x: Float[Array, "B S I"], a: Float[Array, "I e*R"], b: Float[Array, "e*R O"], gates: Float[Array, "B S e"]
     ) -> Float[Array, "B S O"]:
-        h = flat(x) @ a.astype(x.dtype)
+        """Returns the deltas of e experts computed for every token and multiplied by their gates."""
+        h = joined(x) @ a.astype(x.dtype)
         # A product with ones, for a reshape to (e, R) makes a TPU change layouts: 3 % of a whole step (docs/pods.md).
         blocks = jnp.repeat(jnp.eye(gates.shape[-1], dtype=x.dtype), h.shape[-1] // gates.shape[-1], axis=1)
         spread = jnp.matmul(gates.reshape(*h.shape[:-1], -1), blocks, precision=jax.lax.Precision.HIGHEST)
         return (((h * spread) @ b.astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)
+
+
+def make(config: AdapterConfig, declare: Declare, projection: Projection) -> LoRA | Experts:
+    """Makes routed experts for a projection of the MLP and a plain LoRA for one of attention."""
+    if projection.name not in MLP_TARGETS:
+        return lora.make(config, declare, projection)
+    return Experts(
+        declare,
+        projection,
+        experts=config.experts,
+        rank=config.rank,
+        scale=config.alpha / config.rank,
+        dropout=config.dropout,
+        gradient=config.router_gradient,
+        movement=config.expert_sharding,
+        shared_rank=config.shared_rank,
+    )
+
+
+KIND = Kind(make, routed=True)

@@ -1,4 +1,4 @@
-"""Tokens sorted by expert, so that each is multiplied with its own expert only (`jax.lax.ragged_dot`)."""
+"""Tokens sorted by expert, so that each is multiplied by its own expert only (`jax.lax.ragged_dot`)."""
 
 from __future__ import annotations
 
@@ -6,40 +6,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
-
-from mole_jax.parallel.devices import kind_in_force
-
-GROUPED_FROM = {"TPU": 1024}
-"""Stacked ranks E * R from which sorting is known to pay, by the first word of `device_kind` (docs/pods.md).
-
-Elsewhere it is never chosen: on a CPU `ragged_dot` does all the work of the masked form and more
-(`python -m benchmarks` measures both).
-"""
-
-FEW_TOKENS = 1024
-"""Up to so many tokens (decoding) a sort costs more than it saves."""
 
 
 class Groups(NamedTuple):
-    """An order of T tokens in which those of one expert are neighbours."""
+    """An order of T tokens that puts those of one expert side by side."""
 
     order: Int[Array, " T"]
-    """Which token stands at each place."""
+    """The token at each place."""
     place: Int[Array, " T"]
-    """At which place each token stands."""
+    """The place of each token."""
     sizes: Int[Array, " E"]
-    """Tokens of each expert."""
-
-
-def pays(ranks: int, tokens: int) -> bool:
-    """Returns whether sorting is faster than masking on the devices in force, for `ranks` = E * R."""
-    return tokens > FEW_TOKENS and ranks >= GROUPED_FROM.get(kind_in_force(), np.inf)
+    """Number of tokens of each expert."""
 
 
 def group(choice: Float[Array, "B S E"]) -> Groups:
-    """Sorts tokens by their expert, tokens of one expert in their order."""
+    """Sorts tokens by expert; the tokens of one expert keep their order."""
     experts = choice.shape[-1]
     expert = jnp.argmax(choice, axis=-1).reshape(-1)
     order = jnp.argsort(expert, stable=True)
@@ -48,6 +30,7 @@ def group(choice: Float[Array, "B S E"]) -> Groups:
 
 
 def sort_tokens(x: Float[Array, "B S D"], groups: Groups) -> Float[Array, "1 T D"]:
+    """Returns the tokens of all rows in the order of `groups`."""
     return _permute(x.reshape(-1, x.shape[-1]), groups.order, groups.place)[None]
 
 
@@ -68,8 +51,8 @@ def grouped(
 ) -> Float[Array, "1 T O"]:
     """Returns ``gate_k x A_k B_k`` of each token's own expert k; tokens and gates are in sorted order.
 
-    With `all_gates` the gradient of every gate is that of the masked form, also of experts that were not chosen
-    (straight-through routing); else it is that of the chosen gate.
+    With `all_gates` every gate has the gradient of the masked form, even those of experts that were not chosen
+    (straight-through routing). Otherwise only the chosen gate has a gradient.
     """
     product = _with_all_gates if all_gates else _own_product
     return product(x[0], a, b, gates[0], choice[0].astype(gates.dtype), sizes)[None]
@@ -97,8 +80,8 @@ def _all_gates_forward(*inputs: Array) -> tuple[Array, tuple]:
 
 def _all_gates_backward(inputs: tuple, dy: Array) -> tuple:
     x, a, b, gates, choice, sizes = inputs
-    # The gates of all experts need these products with all ranks, so a token's own part is taken from them. Split, for
-    # a reshape to (T, E, R) makes a TPU change layouts.
+    # The gates of all experts need these products with all ranks, so a token's own part is taken from them. They are
+    # split because a reshape to (T, E, R) makes a TPU change layouts.
     h, dh = (jnp.split(product, len(sizes), axis=-1) for product in (x @ a, jnp.einsum("to,ro->tr", dy, b)))
     own = (gates * choice).sum(axis=-1, keepdims=True)
     h_own, dh_own = (sum(part * choice[:, e, None] for e, part in enumerate(parts)) for parts in (h, dh))
@@ -113,7 +96,7 @@ _with_all_gates.defvjp(_all_gates_forward, _all_gates_backward)
 
 @jax.custom_vjp
 def _permute(x: Array, order: Array, place: Array) -> Array:
-    # Its gradient is the inverse permutation; left to itself JAX would add into zeros, row by row.
+    # The gradient is the inverse permutation; JAX's own would scatter-add into zeros, row by row.
     return x[order]
 
 

@@ -2,63 +2,80 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from mole_jax.parallel.devices import kind_in_force
-from mole_jax.parameters import AdapterParam, Declare, kaiming_uniform, zeros
+from mole_jax.adapters.kind import Kind, Projection
+from mole_jax.adapters.router import Routing
+from mole_jax.adapters.tuning import one_token_axis_pays
+from mole_jax.config import AdapterConfig
+from mole_jax.parameters import AdapterParam, Declare, Parameter, kaiming_uniform, zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Dropout whose mask is drawn beforehand, so that it can be drawn for a whole batch outside of a region."""
+
+    rate: float
+
+    def keep(self, key: PRNGKeyArray | None, shape: tuple[int, ...]) -> Bool[Array, ...] | None:
+        """Draws which elements are kept; None, for all of them, without a key or with rate 0."""
+        if key is None or self.rate == 0:
+            return None
+        # 16 bits an element are half the work of `bernoulli`'s 32; the rate is right to 8e-6.
+        return jax.random.bits(key, shape, jnp.uint16) >= round(self.rate * 2**16)
+
+    def __call__(self, x: Float[Array, "B S I"], keep: Bool[Array, "B S I"] | None) -> Float[Array, "B S I"]:
+        """Zeroes what is not kept and rescales the rest; returns `x` itself without a mask."""
+        return x if keep is None else jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+def low_rank_pair(
+    declare: Declare, projection: Projection, rank: int, rank_axis: str = "rank"
+) -> tuple[Parameter, Parameter]:
+    """Declares A (D_in, R) and B (R, D_out).
+
+    A starts Kaiming-uniform and B at zero, so a fresh adapter changes nothing. Both are transposed with respect to
+    PEFT's ``lora_A`` (R, D_in) and ``lora_B`` (D_out, R).
+    """
+    declare, (axis_in, axis_out) = declare.of(AdapterParam), projection.axes
+    a = declare((projection.d_in, rank), (axis_in, rank_axis), kaiming_uniform, decay=True)
+    return a, declare((rank, projection.d_out), (rank_axis, axis_out), zeros, decay=True)
 
 
 class LoRA(nnx.Module):
-    """``delta(x) = (alpha / rank) * dropout(x) A B`` with A (D_in, R) and B (R, D_out).
+    """``delta(x) = scale * dropout(x) A B`` with A (D_in, R) and B (R, D_out)."""
 
-    A starts Kaiming-uniform and B at zero, so that a fresh adapter changes nothing. The matrices are
-    transposed with respect to PEFT's ``lora_A`` (R, D_in) and ``lora_B`` (D_out, R).
-    """
-
-    def __init__(
-        self,
-        declare: Declare,
-        d_in: int,
-        d_out: int,
-        axes: tuple[str, str],
-        *,
-        rank: int,
-        alpha: float,
-        dropout: float,
-        rank_axis: str = "rank",
-    ):
-        """`axes` are the names of the projection's input and output axis."""
-        declare = declare.of(AdapterParam)
-        self.a = declare((d_in, rank), (axes[0], rank_axis), kaiming_uniform, decay=True)
-        self.b = declare((rank, d_out), (rank_axis, axes[1]), zeros, decay=True)
-        self.scale = alpha / rank
-        self.dropout = dropout
+    def __init__(self, declare: Declare, projection: Projection, *, rank: int, scale: float, dropout: float):
+        self.a, self.b = low_rank_pair(declare, projection, rank)
+        self.scale = scale
+        self.dropout = Dropout(dropout)
 
     def keep(self, key: PRNGKeyArray | None, rows: int, length: int) -> Bool[Array, "B S I"] | None:
-        """Returns which elements of an input dropout keeps; None, for all of them, without a key."""
-        if key is None or self.dropout == 0:
-            return None
-        # 16 bits an element are half the work of `bernoulli`'s 32; the rate is right to 8e-6.
-        bits = jax.random.bits(key, (rows, length, self.a.shape[-2]), jnp.uint16)
-        return bits >= round(self.dropout * 2**16)
+        """See `Adapter`."""
+        return self.dropout.keep(key, (rows, length, self.a.shape[-2]))
 
-    def __call__(self, x: Float[Array, "B S I"], keep: Bool[Array, "B S I"] | None = None) -> Float[Array, "B S O"]:
-        """Returns the delta in the type of `x`; `keep` turns dropout on."""
-        delta = (flat(self.drop(x, keep)) @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype)) * self.scale
+    def __call__(
+        self, x: Float[Array, "B S I"], routing: Routing | None = None, keep: Bool[Array, "B S I"] | None = None
+    ) -> Float[Array, "B S O"]:
+        """Returns the delta in the type of `x`; every token uses it, whatever `routing` says."""
+        x = self.dropout(x, keep)
+        delta = (joined(x) @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype)) * self.scale
         return delta.reshape(*x.shape[:-1], -1)
 
-    def drop(self, x: Float[Array, "B S I"], keep: Bool[Array, "B S I"] | None) -> Float[Array, "B S I"]:
-        """Zeroes what is not kept and rescales the rest; the identity without `keep`."""
-        return x if keep is None else jnp.where(keep, x / (1 - self.dropout), jnp.zeros_like(x))
+
+def joined(x: Float[Array, "B S I"]) -> Float[Array, "*T I"]:
+    """Returns rows and tokens as one axis where that is faster."""
+    return x.reshape(-1, x.shape[-1]) if one_token_axis_pays() else x
 
 
-def flat(x: Float[Array, "B S I"]) -> Float[Array, "*T I"]:
-    """Returns rows and tokens as one axis where that is faster.
+def make(config: AdapterConfig, declare: Declare, projection: Projection) -> LoRA:
+    """Makes a LoRA of the config's rank: A and B scaled by alpha / rank."""
+    return LoRA(declare, projection, rank=config.rank, scale=config.alpha / config.rank, dropout=config.dropout)
 
-    A CPU takes half the time for gradients that are sums over one axis. A TPU's compiler lays out two as it likes; made
-    to take one, a whole step with 1,024 stacked ranks takes it 5 % longer (docs/pods.md).
-    """
-    return x.reshape(-1, x.shape[-1]) if kind_in_force() == "cpu" else x
+
+KIND = Kind(make)

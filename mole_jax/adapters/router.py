@@ -15,25 +15,25 @@ from mole_jax.parameters import Declare, RouterParam, kaiming_uniform, zeros
 
 
 class Routing(NamedTuple):
-    """What a router says about each token; all float32."""
+    """A router's choice for each token; arrays are float32."""
 
     gates: Float[Array, "B S E"]
-    """What each expert's delta is multiplied by."""
+    """Factor of each expert's delta."""
     probs: Float[Array, "B S E"]
     """Softmax of the logits."""
     choice: Float[Array, "B S E"]
     """One-hot of the most probable expert."""
     groups: Groups | None = None
-    """How the tokens are sorted by expert, where they are."""
+    """Their order, when the tokens are sorted by expert."""
 
 
 def route(logits: Float[Array, "B S E"], gradient: RouterGradient) -> Routing:
     """Turns router logits into gates.
 
-    The released block does not multiply the expert's output by its probability, so the router learns
-    nothing from the language-model loss (`none`). `straight_through` has the same forward and the
-    gradient of the soft mixture; `gate_scaled` multiplies by the chosen probability; `dense` mixes all
-    experts, as the released inference does.
+    The released block does not multiply the expert's output by its probability, so the router gets no gradient from
+    the language-model loss (`none`). `straight_through` has the same forward pass and the gradient of the soft
+    mixture; `gate_scaled` multiplies by the chosen probability; `dense` mixes all experts, as the released inference
+    does.
     """
     probs = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
     choice = jax.nn.one_hot(jnp.argmax(probs, axis=-1), probs.shape[-1], dtype=probs.dtype)
@@ -50,7 +50,7 @@ def route(logits: Float[Array, "B S E"], gradient: RouterGradient) -> Routing:
 
 
 class Router(nnx.Module):
-    """One linear map, shared by gate, up and down projection of a decoder layer, or of all of them."""
+    """One linear map that the gate, up and down projections of a decoder layer share, or those of all layers."""
 
     def __init__(self, declare: Declare, width: int, experts: int, *, bias: bool):
         declare = declare.of(RouterParam)
@@ -58,13 +58,13 @@ class Router(nnx.Module):
         self.bias = declare((experts,), ("width",), zeros) if bias else None
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
-        """Returns the logits of each token."""
+        """Returns each token's logits."""
         logits = router_logits(x, self.kernel[...])
         return logits if self.bias is None else logits + self.bias[...]
 
 
 def router_logits(x: Float[Array, "B S D"], kernel: Float[Array, "D E"]) -> Float[Array, "B S E"]:
-    """Returns logits, in float32 whatever the type of `x` (float64 stays)."""
+    """Returns logits in float32, whatever the type of `x` (float64 stays)."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    # Default precision would round the operands to bfloat16 on a TPU and flip close choices.
+    # The default precision would round the operands to bfloat16 on a TPU and flip close choices.
     return jnp.einsum("bsd,de->bse", x.astype(dtype), kernel, precision=jax.lax.Precision.HIGHEST)

@@ -20,13 +20,10 @@ def main() -> None:
         extra=_add_flags,
     )
     source = open_base(config.model, config.seed)
-    architecture = source.architecture
     loader = check.open_loader(
         config.data,
         Tokenizer.load(tokenizer_path(config.model, source)),
-        image_size=architecture.vision.image_size,
-        image_span=architecture.image_span,
-        image_token_id=architecture.image_token_id,
+        source.architecture.image,
     )
     for text in check.preview(config.data, loader, arguments.preview, seed=config.seed):
         print(text, end="\n\n")

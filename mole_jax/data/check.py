@@ -11,6 +11,7 @@ import numpy as np
 from mole_jax.config import DataConfig
 from mole_jax.data import mixing
 from mole_jax.data.load import TOO_LONG, TOO_MANY_IMAGES, Layout, Loaded, Loader, RecordProblem, Source
+from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
 
@@ -62,12 +63,10 @@ class Inspection:
         return "\n".join(lines)
 
 
-def open_loader(
-    data: DataConfig, tokenizer: Tokenizer, *, image_size: int, image_span: int, image_token_id: int
-) -> Loader:
+def open_loader(data: DataConfig, tokenizer: Tokenizer, image: ImageSpec) -> Loader:
     """Opens the domains of `data` for inspection; raises `UserError` if one cannot be opened."""
     sources = tuple(Source.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
-    layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
+    layout = Layout.of(data, image)
     return Loader(sources, tokenizer, layout)
 
 
@@ -125,7 +124,7 @@ def preview(data: DataConfig, loader: Loader, count: int, *, seed: int) -> Itera
 def show(loaded: Loaded, loader: Loader) -> str:
     """Returns an example's tokens as text, the supervised ones between ⟦ and ⟧, images as one word."""
     tokenizer, layout = loader.tokenizer, loader.layout
-    is_image = loaded.tokens == layout.image_token_id
+    is_image = loaded.tokens == layout.image.token_id
     # Runs of tokens of one kind; kind 2 is an image.
     kinds = np.where(is_image, 2, loaded.supervised)
     starts = np.flatnonzero(np.diff(kinds, prepend=-1))
@@ -133,7 +132,7 @@ def show(loaded: Loaded, loader: Loader) -> str:
     parts = []
     for start, end in zip(starts, ends, strict=True):
         if kinds[start] == 2:
-            parts += [f" <image: {layout.image_span} positions> "] * ((end - start) // layout.image_span)
+            parts += [f" <image: {layout.image.span} positions> "] * ((end - start) // layout.image.span)
         else:
             text = _text(loaded.tokens[start:end].tolist(), tokenizer)
             parts.append(f"⟦{text}⟧" if kinds[start] else text)

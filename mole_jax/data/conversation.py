@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
 IMAGE = "<image>"
@@ -93,13 +94,11 @@ class _Segment:
     supervised: bool = False
 
 
-def encode(
-    example: Example, tokenizer: Tokenizer, prompt: PromptPreset, *, image_span: int, image_token_id: int
-) -> Encoded:
+def encode(example: Example, tokenizer: Tokenizer, prompt: PromptPreset, image: ImageSpec) -> Encoded:
     """Returns the token ids, supervision and images of `example`.
 
     A turn's single `<image>` moves to the start of the turn, followed by a newline, as in LLaVA; a turn
-    with several images keeps them where they stand. Each becomes `image_span` times `image_token_id`.
+    with several images keeps them where they stand. Each becomes `image.span` times `image.token_id`.
 
     Raises:
       UserError: images and `<image>` do not match, or nothing is supervised. It names the example.
@@ -107,14 +106,14 @@ def encode(
     name = f"example '{example.domain}/{example.id}'"
     _check_images(example, name)
     segments = list(_plain(example.turns, name) if prompt.plain else _chat(example.turns, prompt))
-    tokens, mask = _tokenise(segments, tokenizer, prompt, image_span, image_token_id)
+    tokens, mask = _tokenise(segments, tokenizer, prompt, image)
     if not mask.any():
         raise UserError(f"{name}: no token is supervised; give it an assistant turn with text, or take it out")
     return Encoded(tokens, mask, example.images)
 
 
 def encode_prompt(
-    turns: Sequence[Turn], tokenizer: Tokenizer, prompt: PromptPreset, *, image_span: int, image_token_id: int
+    turns: Sequence[Turn], tokenizer: Tokenizer, prompt: PromptPreset, image: ImageSpec
 ) -> Int[np.ndarray, " T"]:
     """Returns the token ids after which the model answers `turns`, the last of which is a user's.
 
@@ -128,7 +127,7 @@ def encode_prompt(
     segments = list(_plain(turns, "prompt") if prompt.plain else _chat(turns, prompt))
     if not prompt.plain:
         segments.append(_Segment("text", f"{prompt.assistant}:"))
-    return _tokenise(segments, tokenizer, prompt, image_span, image_token_id)[0]
+    return _tokenise(segments, tokenizer, prompt, image)[0]
 
 
 def image_count(turns: Sequence[Turn]) -> int:
@@ -188,7 +187,7 @@ def _with_images(text: str) -> Iterator[_Segment]:
 
 
 def _tokenise(
-    segments: Sequence[_Segment], tokenizer: Tokenizer, prompt: PromptPreset, image_span: int, image_token_id: int
+    segments: Sequence[_Segment], tokenizer: Tokenizer, prompt: PromptPreset, image: ImageSpec
 ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
     tokens: list[int] = []
     mask: list[int] = []
@@ -213,7 +212,7 @@ def _tokenise(
             continue
         flush()
         if segment.kind == "image":
-            add([image_token_id] * image_span, [False] * image_span)
+            add([image.token_id] * image.span, [False] * image.span)
         else:
             add([tokenizer.eos_id], [segment.supervised])
     flush()

@@ -16,6 +16,7 @@ from mole_jax.data.conversation import Example
 from mole_jax.data.load import Layout, Loader, Source
 from mole_jax.data.stream import Ledger
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
 
@@ -145,7 +146,7 @@ class HeldOut:
         return empty_row(
             length=layout.sequence_length,
             image_slots=layout.images_per_row,
-            image_size=layout.image_size,
+            image_size=layout.image.size,
             pad_id=self._loader.tokenizer.pad_id,
         )
 
@@ -155,9 +156,7 @@ def held_out_batches(
     data: DataConfig,
     *,
     tokenizer: Tokenizer,
-    image_size: int,
-    image_span: int,
-    image_token_id: int,
+    image: ImageSpec,
     rows: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -170,7 +169,7 @@ def held_out_batches(
     Args:
       task: the file; `limit` is respected.
       data: the training data's configuration.
-      tokenizer, image_size, image_span, image_token_id: as in `Mixture.build`.
+      tokenizer, image: as in `Mixture.build`.
       rows: rows per batch of this process.
       process_index, process_count: this process takes its turn of `rows` records, so that the batches put together
         are those of one process.
@@ -180,7 +179,7 @@ def held_out_batches(
     """
     source = Source.open(task.name, task.path, task.image_root)
     total = _limited(task, source)
-    layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
+    layout = Layout.of(data, image)
     names = [domain.name for domain in data.domains]
     first, step = process_index * rows, process_count * rows
     return HeldOut(
@@ -198,9 +197,7 @@ def questions(
     data: DataConfig,
     *,
     tokenizer: Tokenizer,
-    image_size: int,
-    image_span: int,
-    image_token_id: int,
+    image: ImageSpec,
 ) -> Questions:
     """Opens a task's file for decoding, and reads it through once without its images.
 
@@ -208,7 +205,7 @@ def questions(
       UserError: the file cannot be read or holds a broken record; or the task's suffix would not be seen.
     """
     source = Source.open(task.name, task.path, task.image_root)
-    layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
+    layout = Layout.of(data, image)
     if task.suffix and layout.prompt.plain:
         raise UserError(
             f"task {task.name}: the prompt preset {layout.prompt.name} shows the model no question, so that its suffix "

@@ -13,6 +13,7 @@ from mole_jax.data.conversation import PROMPTS, Example, PromptPreset, encode, e
 from mole_jax.data.image import check_image, load_image
 from mole_jax.data.records import Records, image_root, parse_record, read_records
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
 BAD_RECORD, BAD_IMAGE = "bad record", "bad image"
@@ -35,24 +36,18 @@ class Layout:
     prompt: PromptPreset
     sequence_length: int
     images_per_row: int
-    image_size: int
-    """Side of an image, in pixels."""
-    image_span: int
-    """Positions that one image takes."""
-    image_token_id: int
+    image: ImageSpec
     image_aspect: str
     max_image_pixels: int
 
     @classmethod
-    def of(cls, data: DataConfig, *, image_size: int, image_span: int, image_token_id: int) -> Layout:
-        """Returns the layout that `data` and a model's image sizes make."""
+    def of(cls, data: DataConfig, image: ImageSpec) -> Layout:
+        """Returns the layout for `data` and a model that takes images as `image` says."""
         return cls(
             PROMPTS[data.prompt],
             data.sequence_length,
             data.images_per_row,
-            image_size,
-            image_span,
-            image_token_id,
+            image,
             data.image_aspect,
             data.max_image_pixels,
         )
@@ -105,13 +100,7 @@ class Loader:
         example = self.parse(domain, index)
         where = self._where(source, index, example)
         try:
-            encoded = encode(
-                example,
-                self.tokenizer,
-                layout.prompt,
-                image_span=layout.image_span,
-                image_token_id=layout.image_token_id,
-            )
+            encoded = encode(example, self.tokenizer, layout.prompt, layout.image)
         except UserError as error:
             raise self._problem(BAD_RECORD, f"{where}, field conversations: {error}", example) from None
         if len(encoded.tokens) > layout.sequence_length:
@@ -148,8 +137,7 @@ class Loader:
                 [*earlier, dataclasses.replace(last, text=last.text + suffix)],
                 self.tokenizer,
                 layout.prompt,
-                image_span=layout.image_span,
-                image_token_id=layout.image_token_id,
+                layout.image,
             )
         except UserError as error:
             where = self._where(self.sources[domain], index, example)
@@ -158,7 +146,7 @@ class Loader:
 
     def images(self, domain: int, index: int, example: Example) -> UInt8[np.ndarray, "N H W 3"]:
         """Returns the decoded images of a record; raises `RecordProblem`."""
-        source, size = self.sources[domain], self.layout.image_size
+        source, size = self.sources[domain], self.layout.image.size
         arguments: dict[str, Any] = {
             "size": size,
             "aspect": self.layout.image_aspect,

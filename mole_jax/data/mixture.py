@@ -15,6 +15,7 @@ from mole_jax.data.load import Layout, Loader, Source
 from mole_jax.data.packing import Packer, row_of
 from mole_jax.data.stream import Ledger, Reader, Stream
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
 STATE_VERSION = 2
@@ -77,9 +78,7 @@ class Mixture:
         *,
         seed: int,
         tokenizer: Tokenizer,
-        image_size: int,
-        image_span: int,
-        image_token_id: int,
+        image: ImageSpec,
         rows: int,
         epochs: float | None = None,
         part: int = 0,
@@ -91,9 +90,7 @@ class Mixture:
           data: the mixture.
           seed: of the order and the caps.
           tokenizer: of the model.
-          image_size: side of the vision tower's input, in pixels.
-          image_span: positions that one image takes in a row.
-          image_token_id: id at those positions.
+          image: how the model takes images.
           rows: rows per batch, over all hosts.
           epochs: where the mixture ends; None: nowhere.
           part, parts: it gives out the `part`-th of `parts` equal parts of every batch's rows.
@@ -101,13 +98,13 @@ class Mixture:
         Raises:
           UserError: a domain cannot be opened, no image fits into a row, or `data.shards` does not divide the rows.
         """
-        if image_span >= data.sequence_length:
+        if image.span >= data.sequence_length:
             raise UserError(
-                f"config: data.sequence_length {data.sequence_length} has no place for an image of {image_span} "
+                f"config: data.sequence_length {data.sequence_length} has no place for an image of {image.span} "
                 "positions and text; raise it"
             )
         sources = tuple(Source.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
-        layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
+        layout = Layout.of(data, image)
         loader = Loader(sources, tokenizer, layout)
         return cls(data, loader, seed=seed, rows=rows, epochs=epochs, part=part, parts=parts)
 
@@ -148,7 +145,7 @@ class Mixture:
         layout, pad_id = self._loader.layout, self._loader.tokenizer.pad_id
         shape: dict[str, int] = {"length": layout.sequence_length, "image_slots": layout.images_per_row}
         if (packed := next(stream, None)) is None:
-            return empty_row(**shape, image_size=layout.image_size, pad_id=pad_id)
+            return empty_row(**shape, image_size=layout.image.size, pad_id=pad_id)
         return row_of(packed, **shape, pad_id=pad_id)
 
     def get_state(self) -> dict[str, Any]:
@@ -288,7 +285,7 @@ class Mixture:
             "examples_per_row": data.examples_per_row,
             "images_per_row": data.images_per_row,
             "packing_bins": data.packing_bins,
-            "image_span": layout.image_span,
+            "image_span": layout.image.span,
             "shards": self._shards,
             "examples": self._total,
         }

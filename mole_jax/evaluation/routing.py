@@ -61,13 +61,13 @@ def keep_experts(params: Tree, kept: Float[Array, "L E"]) -> Tree:
     Router and shared expert stay as they are: tokens sent to an expert without a delta go without it.
     """
 
-    def cut(path: str, leaf: Array) -> Array:
+    def masked(path: str, leaf: Array) -> Array:
         if not (path.startswith("decoder/layers/mlp/") and path.endswith("/adapter/b")):
             return leaf
         rows = jnp.repeat(kept > 0, leaf.shape[1] // kept.shape[1], axis=1)
         return jnp.where(rows[..., None], leaf, 0)
 
-    return unflatten({path: cut(path, leaf) for path, leaf in flatten(params).items()})
+    return unflatten({path: masked(path, leaf) for path, leaf in flatten(params).items()})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mole_jax.evaluation import routing_plots
-from mole_jax.evaluation.routing_statistics import (
+from mole_jax.adapters.usage import (
     COLLAPSED,
     DEAD,
-    MODALITIES,
-    Routed,
     collapsed_layers,
     dead_experts,
     information_bound,
     mutual_information,
     shares,
 )
+from mole_jax.evaluation import routing_plots
+from mole_jax.evaluation.routing_statistics import MODALITIES, Routed
 from mole_jax.evaluation.tables import ABSENT, Rows, aligned, markdown
 from mole_jax.files import write_bytes, write_json, write_text
 

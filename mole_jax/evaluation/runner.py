@@ -120,7 +120,7 @@ class Evaluator:
             UserError: they cannot be read, or the metric cannot use a reference or lacks a library; all of it is told
                 before the first question is asked.
         """
-        asked = questions(task, self.config.data, **_encoding(self.arch, self.tokenizer))
+        asked = questions(task, self.config.data, tokenizer=self.tokenizer, image=self.arch.image)
         for number, one in enumerate(asked.listed):
             try:
                 check_references(task.metric, one.references)
@@ -183,17 +183,15 @@ def open_held_out(
     """
     shards, (index, count) = batch_shards(mesh), reader(mesh)
     rows = -(-config.evaluation.batch_size // shards) * shards
-    encoding = _encoding(arch, tokenizer)
-    return held_out_batches(task, config.data, **encoding, rows=rows // count, process_index=index, process_count=count)
-
-
-def _encoding(arch: LlavaArchitecture, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "tokenizer": tokenizer,
-        "image_size": arch.vision.image_size,
-        "image_span": arch.image_span,
-        "image_token_id": arch.image_token_id,
-    }
+    return held_out_batches(
+        task,
+        config.data,
+        tokenizer=tokenizer,
+        image=arch.image,
+        rows=rows // count,
+        process_index=index,
+        process_count=count,
+    )
 
 
 def no_example(task: TaskConfig, data: DataConfig) -> UserError:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from mole_jax.errors import UserError, nearest
+from mole_jax.image_spec import ImageSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,11 @@ class LlavaArchitecture:
     def image_span(self) -> int:
         """Positions that one image takes in the token row."""
         return self.features_per_image + 2 * self.image_vectors
+
+    @property
+    def image(self) -> ImageSpec:
+        """How the model takes an image."""
+        return ImageSpec(self.vision.image_size, self.image_span, self.image_token_id)
 
 
 CLIP_L_336 = VisionArchitecture(width=1024, mlp_width=4096, layers=24, heads=16, image_size=336, patch_size=14)

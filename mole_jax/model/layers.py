@@ -1,25 +1,23 @@
-"""Layers that vision tower, projector and decoder share."""
+"""Layers that the vision tower, the projector and the decoder share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from mole_jax.config import Remat
 from mole_jax.parallel.region import GATHERED
 from mole_jax.parameters import Declare, normal, ones, zeros
 
-Remat = Literal["none", "dots", "full"]
-
 
 def rematerialised(layer: Callable, remat: Remat) -> Callable:
-    """Returns a layer scan's body whose backward pass recomputes nothing, all but matrix products, or everything.
+    """Returns the body of a layer scan whose backward pass recomputes nothing, all but matrix products, or everything.
 
-    Parameters that a layer has gathered are always gathered again: to keep them would undo their being split.
+    Gathered parameters are always gathered again, because keeping them would undo their being split over devices.
     """
     policies = jax.checkpoint_policies
     saveable = {
@@ -27,7 +25,7 @@ def rematerialised(layer: Callable, remat: Remat) -> Callable:
         "dots": policies.dots_with_no_batch_dims_saveable,
         "full": policies.nothing_saveable,
     }[remat]
-    # Inside a scan the body is compiled once, so nothing can undo the rematerialisation.
+    # A scan compiles the body once, so common-subexpression elimination cannot undo the rematerialisation.
     return jax.checkpoint(layer, policy=saveable, prevent_cse=False)
 
 
@@ -71,14 +69,3 @@ class RMSNorm(nnx.Module):
         normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
         # The scale is applied after rounding to the activations' type, as in transformers' LlamaRMSNorm.
         return normal.astype(x.dtype) * self.scale[...].astype(x.dtype)
-
-
-def attention(
-    q: Float[Array, "B S H C"],
-    k: Float[Array, "B T K C"],
-    v: Float[Array, "B T K C"],
-    mask: Bool[Array, "B 1 S T"] | None,
-) -> Float[Array, "B S H*C"]:
-    """The one entry to attention: scaled dot product, softmax in float32, grouped heads, heads joined."""
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
-    return y.reshape(*y.shape[:2], -1)

@@ -8,9 +8,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from mole_jax.adapters.balance import RouterUse
+from mole_jax.adapters.build import Adapters
+from mole_jax.adapters.mixture import Hints
+from mole_jax.config import Remat
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.model.decoder import AdapterFactory, Decoder, Hints
-from mole_jax.model.layers import Linear, Remat
+from mole_jax.model.decoder import Decoder
+from mole_jax.model.layers import Linear
 from mole_jax.model.vision import VisionTower, normalise
 from mole_jax.parameters import Declare, DecoderParam, ProjectorParam, normal
 
@@ -49,7 +52,7 @@ class ImageVectors(nnx.Module):
 class Llava(nnx.Module):
     """The whole model. Image positions hold `arch.image_token_id` in the token rows and receive image features."""
 
-    def __init__(self, arch: LlavaArchitecture, adapters: AdapterFactory, rngs: nnx.Rngs):
+    def __init__(self, arch: LlavaArchitecture, adapters: Adapters, rngs: nnx.Rngs):
         declare = Declare(DecoderParam, rngs)
         self.vision = VisionTower(declare, arch.vision)
         self.projector = Projector(declare, arch.vision.width, arch.decoder.width)

@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mole_jax.adapters.balance import balance_loss_sum, domain_loss_sum
+from mole_jax.adapters.mixture import Hints
 from mole_jax.config import Config
-from mole_jax.model.decoder import Hints
 from mole_jax.model.llava import Llava
 from mole_jax.model.loss import token_losses
 from mole_jax.parameters import Tree

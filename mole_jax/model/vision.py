@@ -8,8 +8,10 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
+from mole_jax.config import Remat
 from mole_jax.model.architecture import VisionArchitecture
-from mole_jax.model.layers import LayerNorm, Linear, Remat, attention, rematerialised
+from mole_jax.model.attention import attention
+from mole_jax.model.layers import LayerNorm, Linear, rematerialised
 from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Declare, VisionParam, normal
 
@@ -48,7 +50,7 @@ class VisionAttention(nnx.Module):
         q, k, v = (
             project(x).reshape(*x.shape[:2], self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.o_proj(attention(q, k, v, None))
+        return self.o_proj(attention(q, k, v))
 
 
 class VisionMlp(nnx.Module):

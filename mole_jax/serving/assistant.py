@@ -51,25 +51,19 @@ class Processor:
         turns = [Turn("user", question)] if isinstance(question, str) else list(question)
         if images and not any(IMAGE in turn.text for turn in turns):
             turns[0] = Turn("user", f"{IMAGE}\n" * len(images) + turns[0].text)
-        tokens = encode_prompt(
-            turns,
-            self.tokenizer,
-            PROMPTS[self.prompt],
-            image_span=self.arch.image_span,
-            image_token_id=self.arch.image_token_id,
-        )
-        found = int((tokens == self.arch.image_token_id).sum()) // self.arch.image_span
+        image = self.arch.image
+        tokens = encode_prompt(turns, self.tokenizer, PROMPTS[self.prompt], image)
+        found = int((tokens == image.token_id).sum()) // image.span
         if found != len(images):
             raise UserError(f"the question has {found} {IMAGE}, {len(images)} images were given; make them equal")
-        side = self.arch.vision.image_size
-        pixels = [self._pixels(image, root) for image in images]
-        return Prompt(tokens, np.stack(pixels) if pixels else np.zeros((0, side, side, 3), np.uint8))
+        pixels = [self._pixels(one, root) for one in images]
+        return Prompt(tokens, np.stack(pixels) if pixels else np.zeros((0, image.size, image.size, 3), np.uint8))
 
     def _pixels(self, image: str | bytes, root: str | Path | None) -> np.ndarray:
         if root is None and isinstance(image, str):
             file = Path(image).expanduser().resolve()
             image, root = file.name, file.parent
-        size = self.arch.vision.image_size
+        size = self.arch.image.size
         return load_image(image, root, size=size, aspect=self.image_aspect, max_pixels=MAX_PIXELS)
 
 

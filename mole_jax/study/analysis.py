@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mole_jax.evaluation.routing_statistics import information_bound, mutual_information
+from mole_jax.adapters.usage import information_bound, mutual_information
 from mole_jax.study.config import Curve
 from mole_jax.study.grid import MAIN, Arm
 from mole_jax.study.results import Results

@@ -30,7 +30,7 @@ POLL_SECONDS = 5.0
 def run(study: Study, workdir: epath.Path, *, part: int = 0, parts: int = 1) -> None:
     """Runs what is not done of the `part`-th of `parts` equal parts of the arms; the same call goes on after a kill.
 
-    A run that trains alone goes on from its last checkpoint; seeds that train together begin anew.
+    A run goes on from its newest checkpoint; seeds that train together do if their checkpoints are of one step.
 
     Raises:
         UserError: the study makes no sense, or an arm cannot be run.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,17 +21,19 @@ from mole_jax.config import Config, EvaluationConfig
 from mole_jax.data.load import Loader
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
+from mole_jax.model.objective import Arrays
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
-from mole_jax.parameters import flatten
+from mole_jax.parameters import Tree, flatten
 from mole_jax.training.checkpoint import Checkpointer
-from mole_jax.training.loop import evaluate, introduce, save
+from mole_jax.training.loop import TERMINATED, evaluate, introduce, resume, save, sigterm
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
 from mole_jax.training.telemetry import MetricsWriter, Progress
+from mole_jax.workdir import claimed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +61,18 @@ class Programs(NamedTuple):
 
 
 class Lane:
-    """What one seed's run has for itself while the states are stepped together. Use as a context manager."""
+    """What one seed's run has for itself while the states are stepped together."""
 
-    def __init__(self, run: Run, *, first: bool, of: int):
-        self.run = run
-        self.progress = Progress(
-            run.total_steps, prefix=f"seed {run.config.seed}: ", show=hosts.is_first(), show_steps=first
-        )
-        self._opened = contextlib.ExitStack()
-        writer = MetricsWriter(run.workdir, resume_step=None) if hosts.is_first() else None
-        self.log = StepLog(run, writer and self._opened.enter_context(writer), self.progress, sharing=of)
-        self._source = self._opened.enter_context(Prefetch(run.mixture))
+    def __init__(self, run: Run, *, first: bool):
+        self.run, self.checkpointer = run, Checkpointer(run.workdir, run.config.checkpoint)
+        said = f"seed {run.config.seed}: "
+        self.progress = Progress(run.total_steps, prefix=said, show=hosts.is_first(), show_steps=first)
+
+    def open(self, opened: contextlib.ExitStack, start: int, sharing: int) -> None:
+        """Opens log and data, until `opened` is closed, for the steps after `start`."""
+        writer = opened.enter_context(MetricsWriter(self.run.workdir, resume_step=start)) if hosts.is_first() else None
+        self.log = StepLog(self.run, writer, self.progress, sharing=sharing)
+        self._source = opened.enter_context(Prefetch(self.run.mixture))
 
     def draw(self) -> dict[str, np.ndarray]:
         """Returns the arrays of the run's next batch."""
@@ -80,22 +84,13 @@ class Lane:
         """Takes the output of the step on the batch that was drawn last."""
         self.log.add(step, self._batch, output)
 
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves the state after the batch that was drawn last."""
+        save(self.run, self.checkpointer, step, state, self._position, None)
+
     def evaluate(self, step: int, state: TrainState) -> None:
         generate = self.run.config.evaluation.generate and step in (0, self.run.total_steps)
         evaluate(self.run, step, state, self.progress, generate=generate)
-
-    def save(self, step: int, state: TrainState) -> None:
-        """Saves the state after the batch that was drawn last."""
-        checkpointer = Checkpointer(self.run.workdir, self.run.config.checkpoint)
-        save(self.run, checkpointer, step, state, self._position, None)
-        checkpointer.close()
-
-    def __enter__(self) -> Lane:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-        self.progress.close()
 
 
 class SeedsTogether:
@@ -106,49 +101,67 @@ class SeedsTogether:
         self._loaders: dict[Any, KeptLoader] = {}
 
     def train(self, configs: Sequence[Config], workdirs: Sequence[epath.Path]) -> None:
-        """Trains and evaluates runs that differ in nothing but the seed, from their beginning to their end.
+        """Trains runs that differ in nothing but the seed to the end; each leaves a run's folder.
 
-        Each leaves a run's folder. The result of the last step comes last, since its being there means that all is.
+        They go on from their newest checkpoints, if these are of one step. The result of the last step comes last:
+        where it is, all is.
 
         Raises:
             UserError: as `mole_jax.training.loop.train`, where too many bad steps in a row of one seed stop all; or
                 the runs cannot share a device or a base.
+            SystemExit: with status 143 after a SIGTERM, once the states are saved.
         """
-        runs = self._set_up(configs, workdirs)
-        config, total, frozen = runs[0].config, runs[0].total_steps, runs[0].frozen
-        step_all, seeds = self._programs[_program_key(runs[0])].step, jnp.asarray([one.seed for one in configs])
-        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(run.state for run in runs))
-        introduce(runs[0], 0, Progress(total, show=hosts.is_first(), show_steps=False))
-        with contextlib.ExitStack() as opened:
-            lanes = [opened.enter_context(Lane(run, first=run is runs[0], of=len(runs))) for run in runs]
-            if config.evaluation.at_start:
-                _evaluate(lanes, 0, states)
-            step = 0
-            for step in range(1, total + 1):
+        with contextlib.ExitStack() as held:
+            for workdir in workdirs if hosts.is_first() else ():
+                held.enter_context(claimed(workdir))
+            runs = self._set_up(configs, workdirs)
+            lanes = [Lane(run, first=run is runs[0]) for run in runs]
+            start, states = _resumed(lanes)
+            introduce(runs[0], start, Progress(runs[0].total_steps, show=hosts.is_first(), show_steps=False))
+            self._steps(lanes, start, states)
+
+    def _steps(self, lanes: Sequence[Lane], start: int, states: TrainState) -> None:
+        """Takes all steps after `start`, as the loop of `mole_jax.training` does, and evaluates."""
+        config, total = lanes[0].run.config, lanes[0].run.total_steps
+        every, seeds = config.evaluation.every, jnp.asarray([lane.run.config.seed for lane in lanes])
+        step_all = self._programs[_program_key(lanes[0].run)].step
+        if start == 0 and config.evaluation.at_start:
+            _evaluate(lanes, 0, states)
+        step, stop = start, False
+        with contextlib.ExitStack() as opened, sigterm() as terminated:
+            for lane in lanes:
+                lane.open(opened, start, sharing=len(lanes))
+            for step in range(start + 1, total + 1):
                 drawn = jax.tree.map(lambda *leaves: np.stack(leaves), *(lane.draw() for lane in lanes))
-                arrays = jax.device_put(drawn, replicated(runs[0].mesh))
+                arrays = jax.device_put(drawn, replicated(lanes[0].run.mesh))
                 with jax.transfer_guard("disallow"):
-                    states, outputs = step_all(states, frozen, arrays, seeds)
+                    states, outputs = step_all(states, lanes[0].run.frozen, arrays, seeds)
                 for lane, output in zip(lanes, outputs, strict=True):
                     lane.add(step, output)
-                due = config.evaluation.every and step % config.evaluation.every == 0 and step < total
-                if step in (1, total) or due:
-                    # Compiling, at the first step, and evaluating are not in the speed.
-                    for lane in lanes:
-                        lane.log.flush()
-                    if due:
+                last, due = step == total, bool(every) and step % every == 0
+                if step == start + 1 or due or last:
+                    _flush(lanes)
+                    if due and not last:
                         _evaluate(lanes, step, states)
                     for lane in lanes:
-                        lane.log.restart_clock()
-                if any(lane.log.too_many_bad_steps for lane in lanes):
+                        lane.log.restart_clock()  # compiling, at the first step, and evaluating are not in the speed
+                stop = terminated(step) or any(lane.log.too_many_bad_steps for lane in lanes)
+                if stop or last or step % config.checkpoint.every == 0:
+                    _flush(lanes)
+                    for i, lane in enumerate(lanes):
+                        lane.save(step, _of_seed(states, i))
+                if stop:
                     break
-            for i, lane in enumerate(lanes):
-                if lane.log.too_many_bad_steps:
-                    lane.save(step, _of_seed(states, i))
-                    raise lane.log.bad_steps_error(step)
-            for i, lane in enumerate(lanes):
-                lane.save(step, _of_seed(states, i))
-            _evaluate(lanes, step, states)
+        for lane in lanes:
+            lane.checkpointer.close()
+        for i, lane in enumerate(lanes):
+            lane.log.check(step, int(states.applied[i]))
+        if stop:
+            lanes[0].progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
+            sys.exit(TERMINATED)
+        _evaluate(lanes, total, states)
+        for lane in lanes:
+            lane.progress.close()
 
     def _set_up(self, configs: Sequence[Config], workdirs: Sequence[epath.Path]) -> list[Run]:
         """Opens the runs; they share the frozen arrays, the programs and the records that are read."""
@@ -164,7 +177,7 @@ class SeedsTogether:
                     raise UserError(f"study: the base lacks {path}, which does not train; give a whole base")
         key, data = _program_key(first), _data_key(first.config)
         if key not in self._programs:
-            self._programs[key] = _compiled(first, len(configs))
+            self._programs[key] = _compiled(first)
         if data not in self._loaders:
             loader = first.mixture.loader
             fields = {field.name: getattr(loader, field.name) for field in dataclasses.fields(loader)}
@@ -185,12 +198,13 @@ class SeedsTogether:
         ]
 
 
-def _compiled(run: Run, seeds: int) -> Programs:
+def _compiled(run: Run) -> Programs:
     over_seeds = jax.vmap(run.maker.train_step, in_axes=(0, None, 0, 0))
 
-    def step(*arguments: Any) -> tuple[TrainState, list[dict[str, Any]]]:
-        states, outputs = over_seeds(*arguments)
-        return states, [jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(seeds)]
+    def step(states: TrainState, frozen: Tree, batches: Arrays, seeds: jax.Array) -> tuple[TrainState, list[Any]]:
+        states, outputs = over_seeds(states, frozen, batches, seeds)
+        # Cut here, where it costs nothing, and not array by array on the host's command.
+        return states, [jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(len(seeds))]
 
     return Programs(jax.jit(step, donate_argnums=0), run.evaluation_step)
 
@@ -209,8 +223,27 @@ def _data_key(config: Config) -> Any:
     return config.model, dataclasses.replace(config.data, domains=domains)
 
 
+def _resumed(lanes: Sequence[Lane]) -> tuple[int, TrainState]:
+    """Returns the step to go on from and the states of all seeds.
+
+    Runs that a kill left at different steps cannot go on together: they begin anew.
+    """
+    beginnings = [lane.run.mixture.get_state() for lane in lanes]
+    found = [resume(lane.run, lane.checkpointer) for lane in lanes]
+    if len({start for start, _ in found}) > 1:
+        for lane, beginning in zip(lanes, beginnings, strict=True):
+            lane.run.mixture.set_state(beginning)
+        found = [(0, lane.run.state) for lane in lanes]
+    return found[0][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in found))
+
+
 def _of_seed(states: TrainState, i: int) -> TrainState:
     return jax.tree.map(lambda leaf: leaf[i], states)
+
+
+def _flush(lanes: Sequence[Lane]) -> None:
+    for lane in lanes:
+        lane.log.flush()
 
 
 def _evaluate(lanes: Sequence[Lane], step: int, states: TrainState) -> None:

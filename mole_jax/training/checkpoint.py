@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -10,10 +16,14 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mole_jax.config import CheckpointConfig
+from mole_jax.errors import UserError
+from mole_jax.files import explained, is_remote
 from mole_jax.training.step import TrainState
 from mole_jax.weights.run import CHECKPOINTS, Meta
 
 HELD_OUT_LOSS = "held_out_loss"
+MARGIN_BYTES = 1 << 20
+"""Space that must be left beside a checkpoint's arrays: for its own descriptions, and for the run's other files."""
 
 
 class Checkpointer:
@@ -24,6 +34,8 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: epath.Path, config: CheckpointConfig):
+        self.folder, self._config = workdir / CHECKPOINTS, config
+        logging.getLogger("absl").addFilter(_told_by_exception)
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[HELD_OUT_LOSS],
             reverse=True,
@@ -32,7 +44,7 @@ class Checkpointer:
         )
         newest = preservation_policy.LatestN(config.keep_last)
         self.manager = ocp.CheckpointManager(
-            workdir / CHECKPOINTS,
+            self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
                 cleanup_tmp_directories=True,
@@ -40,43 +52,116 @@ class Checkpointer:
             item_names=("params", "optimizer", "data", "meta"),
         )
 
-    def latest(self) -> int | None:
-        return self.manager.latest_step()
+    def steps(self) -> list[int]:
+        """Returns the steps that have a finished checkpoint, the newest first."""
+        return sorted(self.manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: TrainState, data: dict[str, Any], meta: Meta, held_out: float | None) -> None:
-        """Saves unless this step is saved already; returns when the arrays may be changed again."""
+        """Saves unless this step is saved already; returns when the arrays may be changed again.
+
+        Raises:
+            UserError: this checkpoint or the one before it cannot be written.
+        """
         if step in self.manager.all_steps():
             return
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(_rest(state)),
-                data=ocp.args.JsonSave(data),
-                meta=ocp.args.JsonSave(meta.to_json()),
-            ),
-            metrics=None if held_out is None else {HELD_OUT_LOSS: held_out},
-            force=True,
-        )
+        self.check_room(state)
+        with self._writing():
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave(_rest(state)),
+                    data=ocp.args.JsonSave(data),
+                    meta=ocp.args.JsonSave(meta.to_json()),
+                ),
+                metrics=None if held_out is None else {HELD_OUT_LOSS: held_out},
+                force=True,
+            )
 
     def restore(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the state (in the shardings of `state`) and the data position saved at `step`."""
+        """Returns the state (in the shardings of `state`) and the data position saved at `step`.
+
+        Raises:
+            Damaged: the checkpoint cannot be read.
+        """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        found = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                optimizer=ocp.args.StandardRestore(_rest(abstract)),
-                data=ocp.args.JsonRestore(),
-            ),
+        wanted = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            optimizer=ocp.args.StandardRestore(_rest(abstract)),
+            data=ocp.args.JsonRestore(),
         )
-        rest = found["optimizer"]
-        return TrainState(rest["step"], rest["applied"], found["params"], rest["moments"]), found["data"]
+        try:
+            found = self.manager.restore(step, args=wanted)
+            rest = found["optimizer"]
+            return TrainState(rest["step"], rest["applied"], found["params"], rest["moments"]), found["data"]
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # too little memory here says nothing about the file
+        except Exception as error:  # what a damaged file leads to is any of a dozen kinds
+            raise Damaged(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+    def set_aside(self, step: int) -> epath.Path:
+        """Gives a damaged checkpoint a name that is no step's, and returns it."""
+        aside = self.folder / f"{step}.damaged"
+        with explained(aside):
+            (self.folder / str(step)).rename(aside)
+        self.manager.reload()
+        return aside
+
+    def prune(self) -> None:
+        """Deletes what a kill between writing and deleting left beyond the ones to keep."""
+        steps = self.steps()
+        measured = {step: metrics[HELD_OUT_LOSS] for step in steps if (metrics := self.manager.metrics(step))}
+        best = sorted(measured, key=measured.__getitem__)[: self._config.keep_best]
+        for step in steps[self._config.keep_last :]:
+            if step not in best:
+                self.manager.delete(step)
+
+    def check_room(self, state: TrainState) -> None:
+        """Checks that the disk has room for a checkpoint: before training, and before orbax's threads run out of it.
+
+        Raises:
+            UserError: it has not.
+        """
+        if is_remote(self.folder):
+            return
+        needed = MARGIN_BYTES + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            resumes = " (the same command then resumes from the newest checkpoint there)" if self.steps() else ""
+            raise UserError(
+                f"{self.folder}: {free / 2**20:,.1f} MiB are free, the next checkpoint needs {needed / 2**20:,.1f}; "
+                f"free some space{resumes} or choose another --workdir"
+            )
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits until everything is written.
+
+        Raises:
+            UserError: the last checkpoint cannot be written.
+        """
+        with self._writing():
+            self.manager.wait_until_finished()
+            self.manager.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns a full disk and the like, which orbax and tensorstore tell in ways of their own, into one line."""
+        with explained(self.folder):
+            try:
+                yield
+            except Exception as error:
+                if found := re.search(r"os_error_code='(\d+)'", str(error)):
+                    raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+                raise
+
+
+def _told_by_exception(record: logging.LogRecord) -> bool:
+    """Keeps out of the log what orbax's threads log as an error and raise too: a dozen tracebacks for one full disk."""
+    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, with the reason."""
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

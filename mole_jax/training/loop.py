@@ -22,7 +22,7 @@ from mole_jax.evaluation.runner import Evaluator, result_file
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
-from mole_jax.training.checkpoint import Checkpointer
+from mole_jax.training.checkpoint import Checkpointer, Damaged
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
 from mole_jax.training.state import format_table, trainable_table
@@ -30,6 +30,7 @@ from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
 from mole_jax.training.telemetry import MetricsWriter, Progress
 from mole_jax.weights.run import read_meta
+from mole_jax.workdir import claimed
 
 TERMINATED = 143
 """Exit status after a SIGTERM that was answered by saving (128 + 15, as a shell would say)."""
@@ -42,18 +43,14 @@ def train(config: Config, workdir: epath.Path) -> None:
         UserError: config, data, base, mesh or workdir do not fit; or too many steps in a row gave NaN or Inf.
         SystemExit: with status 143 after a SIGTERM, once the state is saved.
     """
+    with claimed(workdir) if hosts.is_first() else nullcontext():
+        _train(config, workdir)
+
+
+def _train(config: Config, workdir: epath.Path) -> None:
     run = set_up(config, workdir)
     checkpointer = Checkpointer(workdir, config.checkpoint)
-    state, start = run.state, hosts.first("checkpoint", checkpointer.latest) or 0
-    if start:
-        before = read_meta(workdir, start).base_hash
-        if before != run.meta.base_hash:
-            raise UserError(
-                f"{workdir}: was trained on another base than {config.model.base} now holds (hash {before[:12]}… "
-                f"expected, {run.meta.base_hash[:12]}… found); put the original base back"
-            )
-        state, position = checkpointer.restore(start, state)
-        run.mixture.set_state(position)
+    start, state = resume(run, checkpointer)
     progress = Progress(run.total_steps, start, show=hosts.is_first())
     introduce(run, start, progress)
     if start == 0 and config.evaluation.at_start:
@@ -85,12 +82,69 @@ def train(config: Config, workdir: epath.Path) -> None:
                 break
     checkpointer.close()
 
-    if log.too_many_bad_steps:
-        raise log.bad_steps_error(step)
+    log.check(step, int(state.applied))
     if stop:
         progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
         sys.exit(TERMINATED)
     finish(run, state, progress)
+
+
+def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState]:
+    """Returns the step and the state to start from, and brings the mixture there; (0, the first state) in a new run.
+
+    A damaged checkpoint is set aside and told of, and the one before it taken.
+
+    Raises:
+        UserError: the base is another one, no checkpoint is whole, or the disk has no room for one.
+    """
+    steps = hosts.first("checkpoints", checkpointer.steps) or []
+    for step in steps:
+        try:
+            check_same_base(run, step)
+            state, position = checkpointer.restore(step, run.state)
+            go_to(run, position)
+        except Damaged as error:
+            hosts.barrier("damaged checkpoint")
+            if hosts.is_first():
+                aside = checkpointer.set_aside(step)
+                print(
+                    f"warning: {checkpointer.folder / str(step)} is damaged, now {aside.name}: {error}", file=sys.stderr
+                )
+            hosts.barrier("checkpoint set aside")
+            continue
+        checkpointer.prune()
+        checkpointer.check_room(state)
+        return step, state
+    if steps:
+        raise UserError(
+            f"{checkpointer.folder}: none of its {len(steps)} checkpoints is whole; they are kept as STEP.damaged; "
+            "choose another --workdir to begin anew"
+        )
+    checkpointer.check_room(run.state)
+    return 0, run.state
+
+
+def go_to(run: Run, position: dict[str, Any]) -> None:
+    """Brings the mixture to a saved position; raises `Damaged` if that makes no sense."""
+    try:
+        run.mixture.set_state(position)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"its data position lacks {error}") from error
+
+
+def check_same_base(run: Run, step: int) -> None:
+    """Raises `UserError` if checkpoint `step` was trained on another base, `Damaged` if it cannot be read."""
+    try:
+        before = read_meta(run.workdir, step).base_hash
+    except UserError:
+        raise
+    except Exception as error:
+        raise Damaged(" ".join(str(error).split())[:200]) from error
+    if before != run.meta.base_hash:
+        raise UserError(
+            f"{run.workdir}: was trained on another base than {run.config.model.base} now holds (hash {before[:12]}… "
+            f"expected, {run.meta.base_hash[:12]}… found); put the original base back"
+        )
 
 
 def introduce(run: Run, start: int, progress: Progress) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from mole_jax.adapters.usage import collapsed_layers, shares
 from mole_jax.config import Config
 from mole_jax.evaluation import plots
-from mole_jax.evaluation.routing_statistics import collapsed_layers, shares
 from mole_jax.training.telemetry import MetricsWriter, record_events
 
 EVENTS_FILE = "routing_events.jsonl"

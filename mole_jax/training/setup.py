@@ -21,7 +21,7 @@ from mole_jax.model.objective import Forward
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
-from mole_jax.parameters import Tree, cut, flatten
+from mole_jax.parameters import Tree, flatten, split_trainable
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.optimizer import direction, schedule
 from mole_jax.training.state import ModelSpec, place, trainable_table
@@ -92,9 +92,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         config.data,
         seed=config.seed,
         tokenizer=tokenizer,
-        image_size=arch.vision.image_size,
-        image_span=arch.image_span,
-        image_token_id=arch.image_token_id,
+        image=arch.image,
         rows=config.train.batch_rows,
         epochs=config.train.epochs,
         part=part,
@@ -104,7 +102,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     total_steps = count_steps(config, mixture, workdir)
     spec = ModelSpec.of(arch, config.adapter)
     leaves = place(spec, source, mesh, config.train.trainable, config.model.frozen_dtype, config.seed)
-    trainable, frozen = cut(leaves, spec.declarations, config.train.trainable)
+    trainable, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
     maker, state = prepare(config, spec, mesh, trainable, total_steps)
     if config.model.base is not None:
         base, base_hash = locate(config.model.base), source.content_hash()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from mole_jax.config import Config
 from mole_jax.model.objective import Arrays, Forward, Sums
@@ -44,7 +44,7 @@ class StepMaker:
     def train_step(
         self, state: TrainState, frozen: Tree, batch: Arrays, seed: Int[Array, ""] | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Applies one update; leaves parameters and moments as they are if loss or gradient is not finite.
+        """Applies one update; leaves parameters and moments as they are if loss, gradient or update is not finite.
 
         `seed` is that of dropout. None: the config's.
         """
@@ -65,12 +65,10 @@ class StepMaker:
         norm = optax.tree.norm(grads)
         updates, moments = self.direction.update(grads, state.moments, state.params)
         updates = scale_by_group(cast(Tree, updates), self.factor(state.applied), config.optimizer, self.declarations)
-        fine = jnp.isfinite(total) & jnp.isfinite(norm)
-        params, moments = jax.tree.map(
-            lambda new, old: jnp.where(fine, new, old),
-            (optax.apply_updates(state.params, updates), moments),
-            (state.params, state.moments),
-        )
+        after = optax.apply_updates(state.params, updates), moments
+        # The update too: a finite gradient can still overflow in the moments, the decay or the learning rate.
+        fine = jnp.isfinite(total) & jnp.isfinite(norm) & _finite(after)
+        params, moments = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, (state.params, state.moments))
         metrics = {
             "finite": fine,
             "total_loss": total,
@@ -98,3 +96,8 @@ class StepMaker:
         shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, start, (cuts, keys))[0]
+
+
+def _finite(tree: Any) -> Bool[Array, ""]:
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack(leaves).all()

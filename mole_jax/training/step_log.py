@@ -48,13 +48,25 @@ class StepLog:
     def too_many_bad_steps(self) -> bool:
         return self._bad_in_a_row >= self._run.config.train.max_bad_steps
 
-    def bad_steps_error(self, step: int) -> UserError:
-        """Returns the error of a run that `too_many_bad_steps` stop after `step`."""
-        most, file = self._run.config.train.max_bad_steps, self._run.workdir / BAD_STEPS_FILE
-        return UserError(
-            f"{most} steps in a row up to step {step} gave a NaN or Inf loss or gradient (records in {file}); look at "
-            "them, lower optimizer.learning_rate or set model.compute_dtype to float32"
-        )
+    def check(self, step: int, applied: int) -> None:
+        """Checks a run that has ended after `step` with so many updates `applied`.
+
+        Raises:
+            UserError: too many bad steps in a row have ended it, or all of its steps were bad.
+        """
+        config, workdir, total = self._run.config, self._run.workdir, self._run.total_steps
+        if self.too_many_bad_steps:
+            raise UserError(
+                f"{config.train.max_bad_steps} steps in a row up to step {step} gave a NaN or Inf loss, gradient or "
+                f"update and were not applied (records in {workdir / BAD_STEPS_FILE}); look at them; the same command "
+                "goes on behind them; a lower optimizer.learning_rate or model.compute_dtype float32 needs a new "
+                "--workdir"
+            )
+        if step == total and total and not applied:
+            raise UserError(
+                f"{workdir}: not one of {total} steps could be applied, each gave a NaN or Inf loss, gradient or "
+                f"update ({BAD_STEPS_FILE}); lower optimizer.learning_rate and choose another --workdir"
+            )
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -115,8 +127,9 @@ class StepLog:
             return
         records = [record for part in found for record in part]
         self._progress.say(
-            f"step {step}: loss {host['total_loss']} or gradient norm {host['grad_norm']} is not finite; not applied "
-            f"({self._bad_in_a_row} in a row). Records: {', '.join(records[:8])}{' …' if len(records) > 8 else ''}"
+            f"step {step}: loss {host['total_loss']}, gradient norm {host['grad_norm']}: these or the update are not "
+            f"all finite; not applied ({self._bad_in_a_row} in a row). "
+            f"Records: {', '.join(records[:8])}{' …' if len(records) > 8 else ''}"
         )
         event = {"loss": str(host["total_loss"]), "grad_norm": str(host["grad_norm"]), "records": records}
         record_events(self._run.workdir / BAD_STEPS_FILE, step, [event])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mole_jax.evaluation.routing_statistics import entropy, mutual_information, shares
+from mole_jax.adapters.usage import entropy, mutual_information, shares
 from mole_jax.model.objective import Sums
 
 

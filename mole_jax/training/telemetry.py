@@ -13,10 +13,10 @@ from typing import Any, TextIO
 import numpy as np
 from etils import epath
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from mole_jax.files import is_remote, json_text, read_json_lines, write_json_lines
+from mole_jax.files import explained, is_remote, json_text, read_json_lines, write_json_lines
+from mole_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -36,19 +36,19 @@ class MetricsWriter:
 
     def __init__(self, workdir: os.PathLike[str] | str, resume_step: int | None):
         self._path = epath.Path(workdir) / METRICS_FILE
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with explained(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         before = read_metrics(workdir) if resume_step is not None and self._path.exists() else []
         kept = [record for record in before if record["step"] <= (resume_step or 0)]
         write_json_lines(self._path, kept)
         self._remote = is_remote(self._path)
         self._records = kept if self._remote else []
         self._uploaded = time.monotonic()
-        self._file: TextIO | None = None if self._remote else open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+        with explained(self._path):
+            self._file: TextIO | None = None if self._remote else open(self._path, "a", encoding="utf-8")  # noqa: SIM115
         # Events of steps that will be taken again are hidden by TensorBoard from this step on.
-        self._events = SummaryWriter(
-            os.fspath(epath.Path(workdir) / TENSORBOARD_FOLDER),
-            purge_step=0 if resume_step is None else resume_step + 1,
-            write_to_disk=True,
+        self._events = EventFile(
+            epath.Path(workdir) / TENSORBOARD_FOLDER, 0 if resume_step is None else resume_step + 1
         )
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -62,10 +62,11 @@ class MetricsWriter:
                 continue
             record[name] = plain = _plain(value)
             if isinstance(plain, (int, float)):
-                self._events.add_scalar(name, plain, step)
+                self._events.scalar(name, plain, step)
         if self._file is not None:
-            self._file.write(json_text(record) + "\n")
-            self._file.flush()
+            with explained(self._path):
+                self._file.write(json_text(record) + "\n")
+                self._file.flush()
             return
         self._records.append(record)
         if time.monotonic() - self._uploaded > REMOTE_FLUSH_SECONDS:
@@ -74,7 +75,7 @@ class MetricsWriter:
     def picture(self, step: int, name: str, png: bytes) -> None:
         """Shows a PNG in TensorBoard."""
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        self._events.add_image(name, pixels, step, dataformats="HWC")
+        self._events.image(name, pixels, step)
 
     def flush(self) -> None:
         """Makes all that was written visible to readers."""
@@ -85,10 +86,13 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and lets go of the files."""
-        self.flush()
-        if self._file is not None:
-            self._file.close()
-        self._events.close()
+        try:
+            self.flush()
+        finally:
+            with explained(self._path):
+                if self._file is not None:
+                    self._file.close()
+            self._events.close()
 
     def __enter__(self) -> MetricsWriter:
         return self

@@ -69,7 +69,7 @@ def call(graph, leaves, x):
 @pytest.mark.parametrize(("gradient", "prefix"), [("none", "sparse"), ("dense", "dense")])
 def test_outputs_and_gradients_equal_the_released_block(golden, gradient, prefix, kind, monkeypatch):
     """With rows and tokens as one axis, as on a CPU, and as two, as on a TPU."""
-    monkeypatch.setattr("mole_jax.adapters.lora.kind_in_force", lambda: kind)
+    monkeypatch.setattr("mole_jax.adapters.tuning.kind_in_force", lambda: kind)
     graph, leaves = build(golden, gradient)
     x, cotangent = jnp.asarray(golden["x"]), jnp.asarray(golden["cotangent"])
     (y, routing), pull = jax.vjp(lambda leaves, x: call(graph, leaves, x), leaves, x)

@@ -15,7 +15,7 @@ from mole_jax import cli
 from mole_jax.model.architecture import preset
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import batch_sharding, check_rows
-from mole_jax.parameters import cut, flatten
+from mole_jax.parameters import flatten, split_trainable
 from mole_jax.training.setup import compiled_step, prepare
 from mole_jax.training.state import ModelSpec
 from tests.tiny import ROOT
@@ -55,7 +55,7 @@ def test_recipe_builds_model_optimizer_and_step_on_eight_devices(name):
     check_rows(config.train.batch_rows, config.train.accumulation, mesh)
     spec = ModelSpec.of(arch, config.adapter)
     leaves = spec.abstract(mesh, config.train.trainable, config.model.frozen_dtype)
-    trainable, frozen = cut(leaves, spec.declarations, config.train.trainable)
+    trainable, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
     assert sum(leaf.size for leaf in jax.tree.leaves(trainable)) == trained
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(trainable))
     assert all(leaf.dtype == "bfloat16" for leaf in jax.tree.leaves(frozen))

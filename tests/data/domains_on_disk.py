@@ -10,10 +10,10 @@ from PIL import Image
 
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data.mixture import Mixture
+from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
-IMAGE_ID = 900
-MODEL = {"image_size": 8, "image_span": 3, "image_token_id": IMAGE_ID}
+IMAGE = ImageSpec(size=8, span=3, token_id=900)
 
 
 def record(identity: str, question: str = "What is it?", answer: str = "A dog.", image=None) -> dict:
@@ -54,7 +54,7 @@ def build(data: DataConfig, tokenizer: Tokenizer, *, rows: int = 2, seed: int = 
         seed=seed,
         tokenizer=tokenizer,
         rows=rows,
-        **MODEL,
+        image=IMAGE,
         **options,
     )
 

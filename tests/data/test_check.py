@@ -10,7 +10,7 @@ import pytest
 
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data import check
-from tests.data.domains_on_disk import MODEL, domain, record, write, write_image
+from tests.data.domains_on_disk import IMAGE, domain, record, write, write_image
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def data(tmp_path) -> DataConfig:
 
 
 def test_every_problem_is_listed_with_file_record_and_field(data, tokenizer):
-    inspection = check.inspect(data, check.open_loader(data, tokenizer, **MODEL))
+    inspection = check.inspect(data, check.open_loader(data, tokenizer, IMAGE))
     assert [problem.reason for problem in inspection.problems] == ["bad image", "bad record", "too long"]
     texts = [str(problem) for problem in inspection.problems]
     assert "faulty.json: record 2 (id 'b'), field image: image 'none.png' does not exist" in texts[0]
@@ -40,7 +40,7 @@ def test_every_problem_is_listed_with_file_record_and_field(data, tokenizer):
 
 
 def test_counts_are_those_of_the_examples(data, tokenizer):
-    loader = check.open_loader(data, tokenizer, **MODEL)
+    loader = check.open_loader(data, tokenizer, IMAGE)
     counts = check.inspect(data, loader).domains[0]
     loaded = [loader.load(0, i) for i in range(3)]
     assert counts.tokens == sum(len(one.tokens) for one in loaded)
@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_examples(data, tokenizer):
 
 def test_a_sound_mixture_has_no_problems(data, tokenizer):
     sound = dataclasses.replace(data, domains=data.domains[:1])
-    inspection = check.inspect(sound, check.open_loader(sound, tokenizer, **MODEL))
+    inspection = check.inspect(sound, check.open_loader(sound, tokenizer, IMAGE))
     assert (inspection.problems, inspection.stops) == ((), False)
     assert str(inspection).endswith("no problems")
 
@@ -59,7 +59,7 @@ def test_the_preview_marks_the_answers(tmp_path, tokenizer):
     raw = record("a", "What?", "A dog.", write_image(tmp_path, "a.png"))
     raw["conversations"] += [{"from": "human", "value": "And?"}, {"from": "gpt", "value": "A cat."}]
     data = DataConfig(domains=(DomainConfig("d", write(tmp_path, "d", [raw])),), sequence_length=500)
-    loader = check.open_loader(data, tokenizer, **MODEL)
+    loader = check.open_loader(data, tokenizer, IMAGE)
     first, second = check.preview(data, loader, 2, seed=0)
     assert first == second
     assert first.startswith("d/a: ")
@@ -71,7 +71,7 @@ def test_the_preview_marks_the_answers(tmp_path, tokenizer):
 def test_a_preview_of_nothing_usable_ends(tmp_path, tokenizer):
     path = write(tmp_path, "d", [{"id": "a"}])
     data = DataConfig(domains=(DomainConfig("d", path),))
-    assert list(check.preview(data, check.open_loader(data, tokenizer, **MODEL), 3, seed=0)) == []
+    assert list(check.preview(data, check.open_loader(data, tokenizer, IMAGE), 3, seed=0)) == []
 
 
 def test_the_command_prints_and_ends_with_2_where_there_is_a_problem(tmp_path, data, tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 from mole_jax.data.conversation import PROMPTS, VICUNA_SYSTEM, Example, Turn, encode, encode_prompt
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 
 ROLES = {"human": "user", "gpt": "assistant"}
-SPAN = {"image_span": 1, "image_token_id": -200}
+IMAGE = ImageSpec(size=8, span=1, token_id=-200)
 
 
 def _turns(conversations: list[dict]) -> tuple[Turn, ...]:
@@ -35,8 +37,8 @@ def test_v1_is_what_llava_trains_on(reference, llama_tokenizer):
     golden = json.loads(reference("llava_v1/cases.json").read_text(encoding="utf-8"))
     for case in golden["cases"]:
         example = Example(case["name"], "d", _turns(case["conversations"]), ("x",) * case["has_image"])
-        span = {"image_span": 1, "image_token_id": golden["image_token_index"]}
-        encoded = encode(example, llama_tokenizer, PROMPTS["v1"], **span)
+        image = dataclasses.replace(IMAGE, token_id=golden["image_token_index"])
+        encoded = encode(example, llama_tokenizer, PROMPTS["v1"], image)
         labels = np.where(encoded.loss_mask == 1, encoded.tokens, golden["ignore_index"])
         assert encoded.tokens.tolist() == case["input_ids"], case["name"]
         assert labels.tolist() == case["labels"], case["name"]
@@ -47,7 +49,7 @@ def test_supervised_runs_decode_to_the_answers(reference, llama_tokenizer):
     for conversations in golden["conversations"]:
         images = sum(turn["value"].count("<image>") for turn in conversations)
         example = Example("e", "d", _turns(conversations), ("x",) * images)
-        runs = _runs(encode(example, llama_tokenizer, PROMPTS["v1"], **SPAN))
+        runs = _runs(encode(example, llama_tokenizer, PROMPTS["v1"], IMAGE))
         assert all(run[-1] == llama_tokenizer.eos_id for run in runs)
         answers = [turn["value"] for turn in conversations if turn["from"] == "gpt"]
         assert [llama_tokenizer.decode(run[:-1]).lstrip() for run in runs] == answers
@@ -55,31 +57,30 @@ def test_supervised_runs_decode_to_the_answers(reference, llama_tokenizer):
 
 def test_llava_mole_is_v1_without_bos(tokenizer):
     example = _example("<image>\nWhat is it?", "A dog.", images=1)
-    v1 = encode(example, tokenizer, PROMPTS["v1"], **SPAN)
-    mole = encode(example, tokenizer, PROMPTS["llava_mole"], **SPAN)
+    v1 = encode(example, tokenizer, PROMPTS["v1"], IMAGE)
+    mole = encode(example, tokenizer, PROMPTS["llava_mole"], IMAGE)
     assert v1.tokens[0] == tokenizer.bos_id
     np.testing.assert_array_equal(v1.tokens[1:], mole.tokens)
     np.testing.assert_array_equal(v1.loss_mask[1:], mole.loss_mask)
 
 
 def test_plain_is_image_caption_newline(tokenizer):
-    encoded = encode(_example("Describe this.\n<image>", "A dog.", images=1), tokenizer, PROMPTS["plain"], **SPAN)
+    encoded = encode(_example("Describe this.\n<image>", "A dog.", images=1), tokenizer, PROMPTS["plain"], IMAGE)
     caption = tokenizer.encode("A dog.\n")[0]
     assert encoded.tokens.tolist() == [tokenizer.bos_id, -200, *caption]
     assert encoded.loss_mask.tolist() == [0, 0] + [1] * len(caption)
 
 
 def test_an_image_moves_to_the_start_of_its_turn_and_takes_its_span(tokenizer):
-    first = encode(_example("<image>\nWhat is it?", "A dog.", images=1), tokenizer, PROMPTS["v1"], **SPAN)
+    first = encode(_example("<image>\nWhat is it?", "A dog.", images=1), tokenizer, PROMPTS["v1"], IMAGE)
     for text in ("What is it?\n<image>", "What <image>is it?", "  <image>What is it?  "):
-        moved = encode(_example(text, "A dog.", images=1), tokenizer, PROMPTS["v1"], **SPAN)
+        moved = encode(_example(text, "A dog.", images=1), tokenizer, PROMPTS["v1"], IMAGE)
         np.testing.assert_array_equal(moved.tokens, first.tokens)
     wide = encode(
         _example("<image>\nWhat is it?", "A dog.", images=1),
         tokenizer,
         PROMPTS["v1"],
-        image_span=5,
-        image_token_id=-200,
+        dataclasses.replace(IMAGE, span=5),
     )
     assert len(wide.tokens) == len(first.tokens) + 4
     assert (wide.tokens == -200).sum() == 5
@@ -87,7 +88,7 @@ def test_an_image_moves_to_the_start_of_its_turn_and_takes_its_span(tokenizer):
 
 
 def test_several_images_of_a_turn_stay_where_they_stand(tokenizer):
-    encoded = encode(_example("one <image> two <image>", "Same.", images=2), tokenizer, PROMPTS["v1"], **SPAN)
+    encoded = encode(_example("one <image> two <image>", "Same.", images=2), tokenizer, PROMPTS["v1"], IMAGE)
     chunks = [f"{VICUNA_SYSTEM} USER: one ", " two ", " ASSISTANT: Same."]
     first, second, third = (tokenizer.encode(chunk)[0] for chunk in chunks)
     assert encoded.tokens.tolist() == [tokenizer.bos_id, *first, -200, *second, -200, *third, tokenizer.eos_id]
@@ -102,7 +103,7 @@ def test_several_images_of_a_turn_stay_where_they_stand(tokenizer):
 def test_any_conversation_supervises_its_answers_and_nothing_else(texts, image, prompt, tokenizer):
     texts = [text.replace("<image>", "") or "x" for text in texts]
     asked = ["<image>" + texts[0], *texts[1:]] if image else texts
-    encoded = encode(_example(*asked, images=int(image)), tokenizer, PROMPTS[prompt], **SPAN)
+    encoded = encode(_example(*asked, images=int(image)), tokenizer, PROMPTS[prompt], IMAGE)
     runs = _runs(encoded)
     assert [run[-1] for run in runs] == [tokenizer.eos_id] * (len(texts) // 2)
     # sentencepiece's own mark of a space decodes to a space.
@@ -115,15 +116,15 @@ def test_any_conversation_supervises_its_answers_and_nothing_else(texts, image, 
 
 def test_the_prompt_of_a_question_is_the_beginning_of_its_training_row(tokenizer):
     texts = ("<image>\nWhat is it?", "A dog.", "And now?", "Still a dog.")
-    whole = encode(_example(*texts, images=1), tokenizer, PROMPTS["v1"], **SPAN)
-    prompt = encode_prompt(_example(*texts[:3]).turns, tokenizer, PROMPTS["v1"], **SPAN)
+    whole = encode(_example(*texts, images=1), tokenizer, PROMPTS["v1"], IMAGE)
+    prompt = encode_prompt(_example(*texts[:3]).turns, tokenizer, PROMPTS["v1"], IMAGE)
     answer = _runs(whole)[-1]
     assert prompt.tolist() == whole.tokens[: len(whole.tokens) - len(answer)].tolist()
     assert tokenizer.decode(prompt).endswith("ASSISTANT:")
 
 
 def test_the_prompt_of_plain_ends_with_the_image(tokenizer):
-    prompt = encode_prompt((Turn("user", "Describe.\n<image>"),), tokenizer, PROMPTS["plain"], **SPAN)
+    prompt = encode_prompt((Turn("user", "Describe.\n<image>"),), tokenizer, PROMPTS["plain"], IMAGE)
     assert prompt.tolist() == [tokenizer.bos_id, -200]
 
 
@@ -140,9 +141,9 @@ def test_the_prompt_of_plain_ends_with_the_image(tokenizer):
 )
 def test_an_unusable_example_is_refused(tokenizer, example, prompt, message):
     with pytest.raises(UserError, match=message):
-        encode(example, tokenizer, PROMPTS[prompt], **SPAN)
+        encode(example, tokenizer, PROMPTS[prompt], IMAGE)
 
 
 def test_a_prompt_ends_with_a_question(tokenizer):
     with pytest.raises(UserError, match="last turn must be the user's"):
-        encode_prompt(_example("What?", "A dog.").turns, tokenizer, PROMPTS["v1"], **SPAN)
+        encode_prompt(_example("What?", "A dog.").turns, tokenizer, PROMPTS["v1"], IMAGE)

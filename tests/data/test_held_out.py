@@ -12,7 +12,7 @@ from mole_jax.data.conversation import PROMPTS, encode
 from mole_jax.data.held_out import held_out_batches, questions
 from mole_jax.data.records import parse_record
 from mole_jax.errors import UserError
-from tests.data.domains_on_disk import IMAGE_ID, MODEL, domain, record, write, write_image
+from tests.data.domains_on_disk import IMAGE, domain, record, write, write_image
 
 DATA = DataConfig(
     domains=(DomainConfig("other", "-"), DomainConfig("photos", "-")), sequence_length=300, images_per_row=2
@@ -25,7 +25,7 @@ def task(tmp_path) -> TaskConfig:
 
 
 def _batches(task, tokenizer, rows=2, data=DATA, **processes):
-    return held_out_batches(task, data, tokenizer=tokenizer, rows=rows, **MODEL, **processes)
+    return held_out_batches(task, data, tokenizer=tokenizer, rows=rows, image=IMAGE, **processes)
 
 
 def test_one_pass_in_order_with_empty_rows_at_the_end(task, tokenizer):
@@ -54,7 +54,7 @@ def test_a_row_is_the_encoded_example(tmp_path, tokenizer):
     task = TaskConfig("photos", write(tmp_path, "t", [raw]))
     (batch,) = _batches(task, tokenizer, rows=1)
     example = parse_record(raw, file="t", index=0, domain="photos")
-    one = encode(example, tokenizer, PROMPTS["v1"], image_span=3, image_token_id=IMAGE_ID)
+    one = encode(example, tokenizer, PROMPTS["v1"], IMAGE)
     size = len(one.tokens)
     np.testing.assert_array_equal(batch.tokens[0, :size], one.tokens)
     np.testing.assert_array_equal(batch.targets[0, : size - 1], one.tokens[1:])
@@ -80,7 +80,7 @@ def test_batches_of_all_processes_put_together_are_those_of_one(task, tokenizer)
 def test_the_limit_is_respected(task, tokenizer):
     limited = dataclasses.replace(task, limit=3)
     assert sum(len(batch.record_ids[i]) for batch in _batches(limited, tokenizer) for i in range(2)) == 3
-    assert len(list(questions(limited, DATA, tokenizer=tokenizer, **MODEL))) == 3
+    assert len(list(questions(limited, DATA, tokenizer=tokenizer, image=IMAGE))) == 3
 
 
 def test_a_long_record_leaves_an_empty_row_or_stops(tmp_path, tokenizer):
@@ -98,13 +98,13 @@ def test_a_question_keeps_earlier_turns_and_holds_the_last_answer_back(tmp_path,
     raw = record("a", "What?", "A dog.", write_image(tmp_path, "a.png", (9, 8, 7)))
     raw["conversations"] += [{"from": "human", "value": "Its colour?"}, {"from": "gpt", "value": "Brown."}]
     task = TaskConfig("photos", write(tmp_path, "t", [raw]))
-    (question,) = questions(task, DATA, tokenizer=tokenizer, **MODEL)
+    (question,) = questions(task, DATA, tokenizer=tokenizer, image=IMAGE)
     assert (question.id, question.references) == ("a", ("Brown.",))
     text = tokenizer.decode(question.tokens)
     assert text.endswith("Its colour? ASSISTANT:")
     assert "ASSISTANT: A dog." in text
     assert "Brown" not in text
-    assert (question.tokens == IMAGE_ID).sum() == 3
+    assert (question.tokens == IMAGE.token_id).sum() == 3
     assert question.images.shape == (1, 8, 8, 3)
 
 
@@ -112,17 +112,17 @@ def test_an_unusable_question_stops_even_where_training_would_skip(tmp_path, tok
     task = TaskConfig("photos", write(tmp_path, "t", [record("a", image="none.png")]))
     data = dataclasses.replace(DATA, on_bad_record="skip")
     with pytest.raises(UserError, match=r"t\.json: record 0 \(id 'a'\), field image: image 'none\.png' does not exist"):
-        list(questions(task, data, tokenizer=tokenizer, **MODEL))
+        list(questions(task, data, tokenizer=tokenizer, image=IMAGE))
 
 
 def test_a_suffix_goes_after_the_last_question(tmp_path, tokenizer):
     raw = record("a", "What?", "A dog.", write_image(tmp_path, "a.png", (9, 8, 7)))
     raw["conversations"] += [{"from": "human", "value": "Its colour?"}, {"from": "gpt", "value": "Brown."}]
     task = TaskConfig("photos", write(tmp_path, "t", [raw]), suffix="\nOne word.")
-    (question,) = questions(task, DATA, tokenizer=tokenizer, **MODEL)
+    (question,) = questions(task, DATA, tokenizer=tokenizer, image=IMAGE)
     assert tokenizer.decode(question.tokens).endswith("Its colour?\nOne word. ASSISTANT:")
     with pytest.raises(UserError, match=r"task photos: the prompt preset plain shows the model no question"):
-        questions(task, dataclasses.replace(DATA, prompt="plain"), tokenizer=tokenizer, **MODEL)
+        questions(task, dataclasses.replace(DATA, prompt="plain"), tokenizer=tokenizer, image=IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_suffix_goes_after_the_last_question(tmp_path, tokenizer):
 def test_a_record_may_have_several_answers(tmp_path, tokenizer, answers, references):
     raw = record("a", "Its colour?", "Brown.") | ({} if answers is None else {"answers": answers})
     task = TaskConfig("photos", write(tmp_path, "t", [raw]))
-    (question,) = questions(task, DATA, tokenizer=tokenizer, **MODEL)
+    (question,) = questions(task, DATA, tokenizer=tokenizer, image=IMAGE)
     assert question.references == references
 
 
@@ -144,7 +144,7 @@ def test_a_record_may_have_several_answers(tmp_path, tokenizer, answers, referen
 def test_answers_of_another_kind_are_refused(tmp_path, tokenizer, answers):
     task = TaskConfig("photos", write(tmp_path, "t", [record("a") | {"answers": answers}]))
     with pytest.raises(UserError, match=r"t\.json: record 0 \(id 'a'\), field answers: expected a list of texts"):
-        questions(task, DATA, tokenizer=tokenizer, **MODEL)
+        questions(task, DATA, tokenizer=tokenizer, image=IMAGE)
 
 
 def test_the_hash_is_of_what_is_asked_and_what_is_right(tmp_path, tokenizer):
@@ -152,7 +152,7 @@ def test_the_hash_is_of_what_is_asked_and_what_is_right(tmp_path, tokenizer):
 
     def hash_of(*records):
         task = TaskConfig("photos", write(tmp_path, "t", list(records)))
-        return questions(task, DATA, tokenizer=tokenizer, **MODEL).sha256
+        return questions(task, DATA, tokenizer=tokenizer, image=IMAGE).sha256
 
     first = hash_of(raw)
     assert hash_of(raw | {"source": "elsewhere"}) == first

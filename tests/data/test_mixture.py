@@ -21,7 +21,7 @@ from mole_jax.data.mixing import interleave
 from mole_jax.data.mixture import merged
 from mole_jax.data.records import parse_record
 from mole_jax.errors import UserError
-from tests.data.domains_on_disk import IMAGE_ID, build, domain, record, same, write, write_image
+from tests.data.domains_on_disk import IMAGE, build, domain, record, same, write, write_image
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def check_batch(batch, data: DataConfig, tokenizer):
     for row, name, where in segments(batch):
         number, example, folder = raws[name]
         names.append(name)
-        one = encode(example, tokenizer, PROMPTS[data.prompt], image_span=3, image_token_id=IMAGE_ID)
+        one = encode(example, tokenizer, PROMPTS[data.prompt], IMAGE)
         np.testing.assert_array_equal(batch.tokens[row, where], one.tokens)
         np.testing.assert_array_equal(batch.targets[row, where], [*one.tokens[1:], 0])
         np.testing.assert_array_equal(batch.loss_mask[row, where], [*one.loss_mask[1:], 0])
@@ -252,7 +252,7 @@ def test_several_images_of_a_record_share_its_row(tmp_path, tokenizer):
     for _ in range(4):
         batch = next(mixture)
         check_batch(batch, data, tokenizer)
-        assert ((batch.tokens == IMAGE_ID).sum(1) <= 3 * 3).all()
+        assert ((batch.tokens == IMAGE.token_id).sum(1) <= 3 * 3).all()
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from mole_jax.adapters.build import Adapters
+from mole_jax.adapters.mixture import Hints
 from mole_jax.config import AdapterConfig
 from mole_jax.config_check import check
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS
-from mole_jax.model.decoder import Hints
 from mole_jax.model.llava import Llava
 from mole_jax.model.objective import hints
 from mole_jax.parameters import declared, streams, unflatten

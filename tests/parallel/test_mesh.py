@@ -20,7 +20,7 @@ from mole_jax.model.decoder import Decoder
 from mole_jax.model.loss import token_losses
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, partition, put_batch, reader
-from mole_jax.parameters import Declare, DecoderParam, cut, declared, streams, unflatten
+from mole_jax.parameters import Declare, DecoderParam, declared, split_trainable, streams, unflatten
 from mole_jax.training.state import ModelSpec
 
 MOLE = AdapterConfig(kind="mole", experts=4, rank=32)
@@ -134,7 +134,7 @@ def lowered(kind: str, mesh: MeshConfig, vocab: int):
         path: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=jax.NamedSharding(devices, spec[path]))
         for path, leaf in declarations.items()
     }
-    trainable, frozen = cut(leaves, declarations, ["adapters", "router"])
+    trainable, frozen = split_trainable(leaves, declarations, ["adapters", "router"])
     tokens = jax.ShapeDtypeStruct((4, 6), "int32", sharding=jax.NamedSharding(devices, partition("batch")))
 
     def loss(trainable, frozen, tokens):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mole_jax.adapters.mixture import Hints
 from mole_jax.config import AdapterConfig, DecodingConfig, MeshConfig
 from mole_jax.model.architecture import PRESETS
-from mole_jax.model.decoder import Hints
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import parameter_sharding
 from mole_jax.parameters import AdapterParam, RouterParam, unflatten

@@ -49,6 +49,6 @@ def study(folder: Path, **changes) -> Study:
 
 
 def evaluation(workdir, slug: str, seed: int) -> dict:
-    """Returns the one result of a run."""
-    (file,) = (workdir / "runs" / slug / f"seed_{seed}" / "eval").glob("step_*.json")
+    """Returns the last result of a run."""
+    file = max((workdir / "runs" / slug / f"seed_{seed}" / "eval").glob("step_*.json"))
     return json.loads(file.read_text())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -17,13 +19,19 @@ from mole_jax.training.telemetry import read_metrics
 from mole_jax.weights.source import open_source
 from tests.study.small import MOLE, evaluation, study
 
+EVERYTHING = {
+    "train": {"accumulation": 2},
+    "evaluation": {"at_start": True, "every": 3, "generate": True},
+}
+
 
 @pytest.mark.slow
-def test_seeds_train_together_as_they_do_alone(materials, tmp_path):
+@pytest.mark.parametrize("run", [{}, EVERYTHING], ids=["as shipped", "all that a run can do"])
+def test_seeds_train_together_as_they_do_alone(materials, tmp_path, run):
     """Losses, gradient norms, expert use and held-out results; what each leaves can be opened as any run can."""
     both, alone = epath.Path(tmp_path / "both"), epath.Path(tmp_path / "alone")
     section = Section("main", {"mix": {"general": 1.0, "document": 0.5}}, {"MoLE": MOLE})
-    one = study(materials, sections=(section,), baseline="MoLE")
+    one = study(materials, sections=(section,), baseline="MoLE", run=run)
     runner.run(one, both)
     runner.run(dataclasses.replace(one, together=1), alone)
     for seed in one.seeds:
@@ -43,6 +51,8 @@ def test_seeds_train_together_as_they_do_alone(materials, tmp_path):
             assert json.loads((folders[0] / name).read_text()) == json.loads((folders[1] / name).read_text()), name
         # The page of a run is made of these on demand.
         left = [{path.name for path in folder.iterdir()} for folder in folders]
+        results = [sorted(path.name for path in (folder / "eval").glob("step_*")) for folder in folders]
+        assert results[0] == results[1]
         assert left[1] - left[0] <= {"report.html", "plots"}
         assert left[0] <= left[1]
     assert evaluation(both, "mix_mole", 3) != evaluation(both, "mix_mole", 5)
@@ -66,6 +76,34 @@ def test_too_many_bad_steps_in_a_row_stop_the_seeds_and_name_the_records(materia
     assert f"seed 3: step {events[0]['step']}: loss " in capsys.readouterr().err
     assert {row["group"] for row in json.loads((folder / "trainable.json").read_text())} == {"adapters"}
     assert not list(folder.glob("eval/*")), "it does not count as done"
+    with pytest.raises(UserError, match=r"3 steps in a row up to step (\d+) gave a NaN or Inf") as again:
+        runner.run(one, epath.Path(tmp_path))
+    assert int(re.findall(r"up to step (\d+)", str(again.value))[0]) >= events[-1]["step"] + 3, "it goes on behind them"
+
+
+def test_a_killed_study_goes_on_where_all_its_seeds_are(materials, tmp_path):
+    """Killed after the checkpoints of step 2, or between them, where all begin anew: the bits are the same."""
+    section = Section("main", {"alone": {"general": 1.0}}, {"LoRA": plain(MOLE)})
+    one = study(materials, sections=(section,), run={"checkpoint": {"every": 2}})
+    runner.run(one, epath.Path(tmp_path / "whole"))
+    expected = {seed: losses(tmp_path / "whole", seed) for seed in one.seeds}
+    for name in ("killed", "apart"):
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "whole", folder, dirs_exist_ok=True)
+        for seed in one.seeds:
+            run = folder / "runs" / "alone_lora" / f"seed_{seed}"
+            shutil.rmtree(run / "eval")
+            shutil.rmtree(run / "checkpoints" / "4")
+    shutil.rmtree(tmp_path / "apart" / "runs" / "alone_lora" / "seed_5" / "checkpoints" / "2")
+    for name in ("killed", "apart"):
+        runner.run(one, epath.Path(tmp_path / name))
+        for seed in one.seeds:
+            np.testing.assert_array_equal(losses(tmp_path / name, seed), expected[seed], err_msg=f"{name} {seed}")
+            assert evaluation(tmp_path / name, "alone_lora", seed) == evaluation(tmp_path / "whole", "alone_lora", seed)
+
+
+def losses(workdir, seed):
+    return [line["loss"] for line in read_metrics(workdir / "runs" / "alone_lora" / f"seed_{seed}")]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from mole_jax.config import GROUPS, AdapterConfig, OptimizerConfig
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch
-from mole_jax.parameters import cut, flatten, group_of
+from mole_jax.parameters import flatten, group_of, split_trainable
 from mole_jax.training.optimizer import direction, peak_learning_rates, scale_by_group, schedule
 from mole_jax.training.setup import compiled_step, prepare
 from mole_jax.training.state import ModelSpec, place
@@ -38,9 +38,7 @@ def batch(data):
         config.data,
         seed=0,
         tokenizer=Tokenizer.load(tiny.TOKENIZER),
-        image_size=arch.vision.image_size,
-        image_span=arch.image_span,
-        image_token_id=arch.image_token_id,
+        image=arch.image,
         rows=8,
     )
     arrays = next(mixture).arrays()
@@ -62,7 +60,7 @@ class Trainer:
         for path, leaf in leaves.items():
             if path.endswith("adapter/b"):
                 leaves[path] = jax.device_put(0.1 * jax.random.normal(key, leaf.shape), leaf.sharding)
-        params, self.frozen = cut(leaves, self.spec.declarations, config.train.trainable)
+        params, self.frozen = split_trainable(leaves, self.spec.declarations, config.train.trainable)
         maker, self.state = prepare(config, self.spec, self.mesh, params, total_steps=10)
         self.step = compiled_step(maker, self.state, self.mesh)
 
@@ -215,7 +213,9 @@ def test_learning_rates_and_decay_belong_to_their_groups(data):
     }  # fmt: skip
     assert set(peak_learning_rates(OptimizerConfig(learning_rate=7.0)).values()) == {7.0}
     spec = ModelSpec.of(open_base(tiny.config(data).model, 0).architecture, AdapterConfig(rank=2))
-    params = cut({path: np.ones(p.shape) for path, p in spec.declarations.items()}, spec.declarations, GROUPS)[0]
+    params = split_trainable(
+        {path: np.ones(p.shape) for path, p in spec.declarations.items()}, spec.declarations, GROUPS
+    )[0]
     change = direction(config, spec.declarations)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates = flatten(
@@ -243,7 +243,9 @@ def test_optimizer_equals_adamw_of_optax(data):
 
     config = OptimizerConfig(learning_rate=0.01, clip_norm=None)
     spec = ModelSpec.of(open_base(tiny.config(data).model, 0).architecture, AdapterConfig(rank=2))
-    params = cut({p: np.ones(d.shape) for p, d in spec.declarations.items()}, spec.declarations, ("adapters",))[0]
+    params = split_trainable(
+        {p: np.ones(d.shape) for p, d in spec.declarations.items()}, spec.declarations, ("adapters",)
+    )[0]
     grads = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), params)
     ours, theirs = direction(config, spec.declarations), optax.adamw(0.01, weight_decay=0.0)
     updates = scale_by_group(ours.update(grads, ours.init(params), params)[0], jnp.ones(()), config, spec.declarations)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from etils import epath
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
 from mole_jax.training import telemetry
 from mole_jax.training.telemetry import MetricsWriter, Progress, describe, read_metrics
@@ -101,13 +104,13 @@ def test_remote_file_is_rewritten_whole(monkeypatch):
             self.text, self.writes = stream.getvalue().decode(), self.writes + 1
 
     class NoEvents:
-        def __init__(self, *_, **__):
-            self.add_scalar = lambda *_: None
+        def __init__(self, *_):
+            self.scalar = lambda *_: None
             self.flush = self.close = lambda: None
 
     remote = Remote()
     monkeypatch.setattr(epath, "Path", lambda _: remote)
-    monkeypatch.setattr(telemetry, "SummaryWriter", NoEvents)
+    monkeypatch.setattr(telemetry, "EventFile", NoEvents)
     with MetricsWriter("gs://bucket/run", 1) as writer:
         writer.write(2, {"loss": 0.5})
         assert remote.text == '{"step": 1}\n'
@@ -116,6 +119,29 @@ def test_remote_file_is_rewritten_whole(monkeypatch):
         writer.write(3, {})
         assert remote.writes == before + 1
     assert remote.text == '{"step": 1}\n{"step": 2, "loss": 0.5}\n{"step": 3}\n'
+
+
+def test_tensorboard_hides_what_will_be_taken_again(tmp_path):
+    """The first record names the file's version, the second is the mark from which earlier files do not count."""
+    with MetricsWriter(tmp_path, 4) as writer:
+        writer.write(5, {"loss": 0.25})
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    version, start, number = events_of(file)
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (5, event_pb2.SessionLog.START)
+    assert (number.step, number.summary.value[0].tag, number.summary.value[0].simple_value) == (5, "loss", 0.25)
+
+
+def events_of(file):
+    """The events of a TFRecord file: length, checksum, content, checksum."""
+    content, found = file.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        assert struct.unpack("<I", content[8:12])[0] == masked_crc32c(content[:8])
+        found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+        assert struct.unpack("<I", content[12 + length : 16 + length])[0] == masked_crc32c(content[12 : 12 + length])
+        content = content[16 + length :]
+    return found
 
 
 def test_description_is_short_and_leaves_out_absent_domains():

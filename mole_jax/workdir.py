@@ -1,0 +1,63 @@
+"""The folder that a command writes to: made, tried, and kept from a second process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from etils import epath
+
+from mole_jax.errors import UserError
+from mole_jax.files import explained, is_remote
+
+LOCK = ".lock"
+
+
+@contextmanager
+def claimed(folder: epath.Path) -> Iterator[None]:
+    """Makes the folder and holds it for as long as the body runs; the lock of a process that was killed holds nothing.
+
+    In a bucket, which knows no locks, it does nothing.
+
+    Raises:
+        UserError: the folder cannot be made or written to, or another process has it (the message names host and pid).
+    """
+    if is_remote(folder):
+        yield
+        return
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)  # and with it goes the lock
+
+
+def _lock(descriptor: int, folder: epath.Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder}: {_holder(descriptor)} works there; wait for it or choose another --workdir"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{folder}: its file system cannot lock files ({error.strerror}); choose another --workdir"
+        ) from None
+    with explained(folder / LOCK):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        found = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {found['pid']} on {found['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # which has not written its name yet
