@@ -1,7 +1,8 @@
 """From a command line to a checked `Config`: the config file, typed overrides, and ``--help``.
 
-Every door (``python -m mole_jax.NAME``) that takes a config parses with `parse`. tyro reads the overrides' values and
-writes the help; the messages are ours, because a mistake is answered in one line that names the nearest right thing.
+Every door (``python -m mole_jax.NAME``) that takes a config parses with `parse`; `generate`, which takes none, parses
+with `parse_settings`. tyro reads the values and writes the help. The messages are ours: a mistake is answered in one
+line that names the nearest right thing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, NoReturn
 import tyro
 
 from mole_jax import config as config_module
+from mole_jax.compat import option_strings
 from mole_jax.config import Config, DataConfig, DomainConfig, EvaluationConfig, TaskConfig
 from mole_jax.config_check import check
 from mole_jax.config_json import describe, typed
@@ -35,14 +37,14 @@ _SAMPLE = Config(
     evaluation=EvaluationConfig(tasks=(TaskConfig(name="NAME", path="PATH"),)),
 )
 
+Flags = Callable[[argparse.ArgumentParser], None]
+"""Adds a door's own flags to its parser."""
+
 
 def parse(
-    door: str,
-    description: str,
-    argv: Sequence[str] | None = None,
-    extra: Callable[[argparse.ArgumentParser], None] | None = None,
+    door: str, description: str, argv: Sequence[str] | None = None, extra: Flags | None = None
 ) -> tuple[Config, argparse.Namespace]:
-    """Parses the command line of a door.
+    """Parses the command line of a door that takes a config.
 
     Args:
         door: the command's name, as in ``python -m mole_jax.DOOR``.
@@ -58,30 +60,77 @@ def parse(
         SystemExit: after ``--help``, with status 0.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(prog=f"python -m mole_jax.{door}", description=description, add_help=False, allow_abbrev=False)
+    parser = _parser(door, description)
     parser.usage = "%(prog)s --config FILE [--SECTION.FIELD VALUE ...] [options]"
-    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
     parser.add_argument("--config", metavar="FILE", help="Python file with get_config() -> mole_jax.config.Config")
     if extra is not None:
         extra(parser)
-    if {"-h", "--help"} & set(argv):
+    if _wants_help(argv):
         # Required flags of the door may be absent, so its parser is not run; the file is, to show its values.
         where = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         where.add_argument("--config")
         path = where.parse_known_args(argv)[0].config
-        print(parser.format_help())
-        print(_settings_help(_execute(path) if path else _SAMPLE, path))
-        sys.exit(0)
-    own = [flag for action in parser._actions for flag in action.option_strings]
-    for token in argv:
-        # Before argparse looks, which would call a required flag missing when it is only misspelt.
-        flag = token.partition("=")[0]
-        if flag.startswith("--") and "." not in flag and flag not in (*own, "--name", "--seed"):
-            raise UserError(f"unknown option '{flag}'{nearest(flag, [*own, *_fields(_SAMPLE)])}")
-    arguments, overrides = parser.parse_known_args(argv)
+        source = f"defaults as {path} sets them" if path else "defaults are those of mole_jax.config"
+        _help(parser, Options(_execute(path) if path else _SAMPLE), f"settings, by section ({source})")
+    arguments, overrides = _known(parser, Options(_SAMPLE), argv)
     if arguments.config is None:
         raise UserError("--config FILE is required (try --help)")
-    return load_config(arguments.config, overrides, other_flags=own), arguments
+    return load_config(arguments.config, overrides, other_flags=option_strings(parser)), arguments
+
+
+def parse_settings[T](
+    door: str, description: str, settings: T, extra: Flags, argv: Sequence[str] | None = None
+) -> tuple[T, argparse.Namespace]:
+    """Parses the command line of a door that takes no config file, but some dataclass of settings as flags.
+
+    Args:
+        door, description, argv: as in `parse`.
+        settings: a dataclass with the defaults. Each field is a flag, told in ``--help`` by its docstring; a tuple's
+            flag is repeated, one value each.
+        extra: adds the door's own flags.
+
+    Returns:
+        The settings, of the right types but not checked, and the door's own flags.
+
+    Raises:
+        UserError: any mistake in the arguments.
+        SystemExit: after ``--help``, with status 0.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(door, description)
+    extra(parser)
+    options = Options(settings, joint="-", repeated=True)
+    if _wants_help(argv):
+        _help(parser, options, "settings")
+    arguments, rest = _known(parser, options, argv)
+    return options.overridden(rest, option_strings(parser)), arguments
+
+
+def _parser(door: str, description: str) -> Parser:
+    parser = Parser(prog=f"python -m mole_jax.{door}", description=description, add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
+    return parser
+
+
+def _wants_help(argv: Sequence[str]) -> bool:
+    return bool({"-h", "--help"} & set(argv))
+
+
+def _help(parser: Parser, options: Options, title: str) -> NoReturn:
+    print(parser.format_help())
+    print(f"{title}:\n\n{options.help()}")
+    sys.exit(0)
+
+
+def _known(parser: Parser, options: Options, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the parser's flags, and the arguments that are left for `options`."""
+    own = option_strings(parser)
+    for token in argv:
+        # Before argparse looks, which would call a required flag missing when it is only misspelt.
+        name = token.partition("=")[0]
+        if name.startswith("--") and "." not in name and name not in own and options.spelt(name) not in options.fields:
+            raise UserError(f"unknown option '{name}'{nearest(name, [*own, *options.fields])}")
+    return parser.parse_known_args(argv)
 
 
 def load_config(path: str, overrides: Sequence[str] = (), *, other_flags: Sequence[str] = ()) -> Config:
@@ -95,9 +144,7 @@ def load_config(path: str, overrides: Sequence[str] = (), *, other_flags: Sequen
     Raises:
         UserError: the file is missing or fails, a field is unknown, or a value has the wrong type or makes no sense.
     """
-    config = _execute(path)
-    config = _override(config, list(overrides), other_flags)
-    return check(config)
+    return check(Options(_execute(path)).overridden(overrides, other_flags))
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,8 +201,95 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+class Options[T]:
+    """A dataclass's fields, and those of dataclasses in it, as options that tyro reads and describes."""
+
+    def __init__(self, value: T, *, joint: str = "_", repeated: bool = False):
+        """Takes the names and defaults of `value`.
+
+        Args:
+            joint: what stands between the words of a name.
+            repeated: a tuple's option is given once for each element. Off: once, with all of them.
+        """
+        self.value, self.joint, self.repeated = value, joint, repeated
+        self.fields = {self.spelt(flag): annotation for flag, annotation in _fields(value).items()}
+        """Annotation of every option, by its flag."""
+        config = (tyro.conf.FlagConversionOff, *((tyro.conf.UseAppendAction,) if repeated else ()))
+        self._style: dict[str, Any] = {"use_underscores": joint == "_", "config": config}
+
+    def spelt(self, flag: str) -> str:
+        """Returns a flag whose words may be joined either way as the fields are named here."""
+        return "--" + flag.removeprefix("--").replace("-", self.joint).replace("_", self.joint)
+
+    def overridden(self, tokens: Sequence[str], others: Sequence[str] = ()) -> T:
+        """Returns the value with options applied; `others` are flags to be named too when one is misspelt.
+
+        Raises:
+            UserError: an option is unknown or given twice, or its value is of the wrong type.
+        """
+        value = self.value
+        for flag, given in self._grouped(tokens, others).items():
+            expected = self.fields[flag]
+            if self._repeats(flag):  # with "=", or a value that begins with a dash would be taken for an option
+                arguments = [f"{flag}={values[0]}" if len(values) == 1 else flag for values in given]
+                expected = typing.get_args(expected)[0]
+            else:
+                arguments = [flag, *given[0]]
+            try:
+                value = self._tyro(value, arguments)
+            except ValueError:
+                words = " ".join(word for values in given for word in values)
+                choices = typing.get_args(expected) if typing.get_origin(expected) is typing.Literal else ()
+                got = f"got '{words}'" if any(given) else "got nothing"
+                raise UserError(f"{flag} expects {describe(expected)}, {got}{nearest(words, choices)}") from None
+        return value
+
+    def help(self) -> str:
+        """Returns what tyro says of every option: its type, its field's docstring, its default."""
+        # On a wide terminal tyro sets columns side by side, which cannot be searched; the process ends after the help.
+        os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, 120))
+        # tyro draws with what the output's encoding has, so it is shown the real one.
+        printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            tyro.cli(type(self.value), default=self.value, args=["--help"], **self._style)
+        printed.seek(0)
+        lines = printed.read().splitlines()
+        # tyro's own usage and summary end where its first box begins; ours stand above.
+        return "\n".join(lines[next(number for number, line in enumerate(lines) if " options " in line) :])
+
+    def _grouped(self, tokens: Sequence[str], others: Sequence[str]) -> dict[str, list[list[str]]]:
+        """Returns each option's values, a list for each time that it is given."""
+        found: dict[str, list[list[str]]] = {}
+        flag = ""
+        for token in tokens:
+            if token.startswith("--") and token != "--":
+                name, equals, value = token.partition("=")
+                flag = self.spelt(name)
+                if flag not in self.fields:
+                    raise UserError(f"unknown option '{name}'{nearest(flag, [*self.fields, *others])}")
+                if flag in found and not self._repeats(flag):
+                    raise UserError(f"{flag} is given twice")
+                found.setdefault(flag, []).append([value] if equals else [])
+            elif not flag:
+                raise UserError(f"unexpected argument '{token}', settings are given as --section.field value")
+            else:
+                found[flag][-1].append(token)
+        return found
+
+    def _repeats(self, flag: str) -> bool:
+        return self.repeated and typing.get_origin(self.fields[flag]) is tuple
+
+    def _tyro(self, value: T, arguments: list[str]) -> T:
+        """Applies one option. ValueError: tyro refuses it (its boxed message is dropped, the caller knows better)."""
+        try:
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                return tyro.cli(type(value), default=value, args=arguments, **self._style)
+        except SystemExit:
+            raise ValueError(arguments) from None
+
+
 def _fields(value: Any, prefix: str = "--") -> dict[str, Any]:
-    """Annotation of every option, by its flag; elements of tuples of dataclasses are named by their number."""
+    """Annotation of every field by its dotted name; elements of tuples of dataclasses are named by their number."""
     found = {}
     hints = typing.get_type_hints(type(value))
     for field in dataclasses.fields(value):
@@ -168,58 +302,3 @@ def _fields(value: Any, prefix: str = "--") -> dict[str, Any]:
         else:
             found[flag] = hints[field.name]
     return found
-
-
-def _override(config: Config, tokens: list[str], other_flags: Sequence[str]) -> Config:
-    fields = _fields(config)
-    groups: dict[str, list[str]] = {}
-    flag = ""
-    for token in tokens:
-        if token.startswith("--") and token != "--":
-            name, equals, value = token.partition("=")
-            flag = name.replace("-", "_").replace("__", "--", 1)
-            if flag not in fields:
-                raise UserError(f"unknown option '{name}'{nearest(flag, [*fields, *other_flags])}")
-            if flag in groups:
-                raise UserError(f"{flag} is given twice")
-            groups[flag] = [value] if equals else []
-        elif not flag:
-            raise UserError(f"unexpected argument '{token}', settings are given as --section.field value")
-        else:
-            groups[flag].append(token)
-    for flag, values in groups.items():
-        try:
-            config = _tyro(config, [flag, *values])
-        except ValueError:
-            given = " ".join(values)
-            choices = typing.get_args(fields[flag]) if typing.get_origin(fields[flag]) is typing.Literal else ()
-            got = f"got '{given}'" if values else "got nothing"
-            raise UserError(f"{flag} expects {describe(fields[flag])}, {got}{nearest(given, choices)}") from None
-    return config
-
-
-def _tyro(config: Config, arguments: list[str]) -> Config:
-    """Applies one option. ValueError: tyro refuses it (its boxed message is dropped, the caller knows better)."""
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(Config, default=config, args=arguments, **_STYLE)
-    except SystemExit:
-        raise ValueError(arguments) from None
-
-
-_STYLE: dict[str, Any] = {"use_underscores": True, "config": (tyro.conf.FlagConversionOff,)}
-
-
-def _settings_help(config: Config, path: str | None) -> str:
-    # On a wide terminal tyro sets columns side by side, which cannot be searched; the process ends after the help.
-    os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, 120))
-    # tyro draws with what the output's encoding has, so it is shown the real one.
-    printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        tyro.cli(Config, default=config, args=["--help"], **_STYLE)
-    printed.seek(0)
-    lines = printed.read().splitlines()
-    # tyro's own usage and summary end where its first box begins; ours stand above.
-    start = next(number for number, line in enumerate(lines) if " options " in line)
-    source = f"defaults as {path} sets them" if path else "defaults are those of mole_jax.config"
-    return f"settings, by section ({source}):\n\n" + "\n".join(lines[start:])

@@ -232,20 +232,21 @@ class DecodingConfig:
     """How answers are decoded. The settings mean, and apply in the order of, transformers' of the same names."""
 
     max_new_tokens: int = 32
-    """Longest answer, in tokens."""
+    """Longest answer, in tokens; at least 1."""
     temperature: float = 0.0
-    """What logits are divided by before a token is drawn; 0 takes the most probable token (greedy)."""
+    """What logits are divided by before a token is drawn, not negative; 0 takes the most probable token (greedy)."""
     top_k: int | None = None
-    """Draw among this many most probable tokens. None: all."""
+    """Draw among this many most probable tokens, at least 1. None: all."""
     top_p: float = 1.0
-    """Draw among the fewest most probable tokens that have this probability together; 1: all."""
+    """Draw among the fewest most probable tokens that have this probability together, over 0; 1: all."""
     repetition_penalty: float = 1.0
-    """Makes every text token of the prompt and of the answer so far less probable; 1: no penalty. Image positions hold
-    no text and never count."""
+    """Over 1 makes every text token of the prompt and of the answer so far less probable, between 0 and 1 more; 1: no
+    penalty. Image positions hold no text and never count."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer and are not part of it, besides end of sequence and the prompt preset's own."""
+    """Text that ends an answer and is not part of it, besides end of sequence and the prompt preset's own."""
     seed: int = 0
-    """Seed of the draws. A prompt's draws depend on it and on the prompt's place in the list, not on the batch."""
+    """Seed of the draws, from 0 to 2**32 - 1. A prompt's draws depend on it and on the prompt's place in the list, not
+    on the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,3 +321,19 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig(DecodingConfig):
+    """Settings of `mole_jax.generate`, which has no config file: how it decodes, and on which devices."""
+
+    max_new_tokens: int = 256
+    """Longest answer, in tokens; at least 1."""
+    mesh: MeshConfig = MeshConfig(data=1)
+
+    @property
+    def decoding(self) -> DecodingConfig:
+        """These settings without the mesh, on which answers do not depend."""
+        values = dataclasses.asdict(self)
+        del values["mesh"]
+        return DecodingConfig(**values)

@@ -1,167 +1,224 @@
-"""Whether the settings make sense together."""
+"""Whether the settings make sense together: a table of rules for each section of the config."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from mole_jax.config import ATTENTION_TARGETS, GROUPS, MLP_TARGETS, Config, DecodingConfig
+from mole_jax.config import ATTENTION_TARGETS, GROUPS, MLP_TARGETS, AdapterConfig, Config, DecodingConfig, DomainConfig
 from mole_jax.errors import UserError, nearest
 
-
-def check_decoding(decoding: DecodingConfig, field: str) -> DecodingConfig:
-    """Returns `decoding` if its values make sense; raises `UserError` naming the value as ``field.name`` if not."""
-    d = decoding
-    for name, ok, rule in (
-        ("max_new_tokens", d.max_new_tokens >= 1, "it must be at least 1"),
-        ("temperature", 0 <= d.temperature < math.inf, "it must not be negative; 0 is greedy"),
-        ("top_k", d.top_k is None or d.top_k >= 1, "it must be at least 1, or None for all tokens"),
-        ("top_p", 0 < d.top_p <= 1, "it must be over 0 and at most 1"),
-        ("repetition_penalty", 0 < d.repetition_penalty < math.inf, "it must be over 0; 1 is no penalty"),
-        ("stop", all(d.stop), "none may be empty; take the empty one out"),
-        ("seed", 0 <= d.seed < 2**32, "it must be in [0, 2**32)"),
-    ):
-        if not ok:
-            raise UserError(f"{field}.{name} is {getattr(d, name)}, {rule}")
-    return decoding
+Rows = Iterator[tuple[bool, str]]
+"""What must hold, and what to say if it does not. A row may rely on those before it: the first that fails ends it."""
 
 
 def check(config: Config) -> Config:
     """Returns `config` if its values make sense together; raises `UserError` naming the field if not."""
-    model, adapter, data, train = config.model, config.adapter, config.data, config.train
+    for section in SECTIONS:
+        for holds, message in section(config):
+            if not holds:
+                raise UserError(f"config: {message}")
+    return config
 
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise UserError(f"config: {message}")
 
-    def one_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-        for value in values:
-            need(
-                value in allowed,
-                f"{field} has '{value}'{nearest(value, allowed) or ', expected some of ' + ', '.join(allowed)}",
-            )
+def check_tasks(config: Config) -> None:
+    """Raises `UserError` if a config names no tasks, for commands that have nothing to do without."""
+    if not config.evaluation.tasks:
+        raise UserError("config: evaluation.tasks is empty; add a TaskConfig(name, path)")
 
-    need((model.base is None) != (model.preset is None), "give exactly one of model.base and model.preset")
-    one_of("adapter.targets", adapter.targets, ATTENTION_TARGETS + MLP_TARGETS)
-    one_of("train.trainable", train.trainable, GROUPS)
-    need(bool(train.trainable), "train.trainable is empty, so nothing would train; name at least one group")
-    need(adapter.rank >= 1, f"adapter.rank is {adapter.rank}, it must be at least 1")
-    need(0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, it must be in [0, 1)")
+
+def check_decoding(decoding: DecodingConfig, field: str) -> DecodingConfig:
+    """Returns `decoding` if its values make sense; raises `UserError` naming the value as ``field.name`` if not."""
+    for holds, message in _decoding(decoding, field):
+        if not holds:
+            raise UserError(message)
+    return decoding
+
+
+def _decoding(d: DecodingConfig, field: str) -> Rows:
+    yield d.max_new_tokens >= 1, f"{field}.max_new_tokens is {d.max_new_tokens}, it must be at least 1"
+    finite = 0 <= d.temperature < math.inf
+    yield finite, f"{field}.temperature is {d.temperature}, it must not be negative; 0 is greedy"
+    yield d.top_k is None or d.top_k >= 1, f"{field}.top_k is {d.top_k}, it must be at least 1, or None for all tokens"
+    yield 0 < d.top_p <= 1, f"{field}.top_p is {d.top_p}, it must be over 0 and at most 1"
+    finite = 0 < d.repetition_penalty < math.inf
+    yield finite, f"{field}.repetition_penalty is {d.repetition_penalty}, it must be over 0; 1 is no penalty"
+    yield all(d.stop), f"{field}.stop is {d.stop}, none may be empty; take the empty one out"
+    yield 0 <= d.seed < 2**32, f"{field}.seed is {d.seed}, it must be in [0, 2**32)"
+
+
+def _model(config: Config) -> Rows:
+    model = config.model
+    yield (model.base is None) != (model.preset is None), "give exactly one of model.base and model.preset"
+
+
+def _adapter(config: Config) -> Rows:
+    adapter = config.adapter
+    yield from _some_of("adapter.targets", adapter.targets, ATTENTION_TARGETS + MLP_TARGETS)
+    yield from _at_least_1("adapter", adapter, "rank")
+    yield 0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, it must be in [0, 1)"
     if adapter.kind == "mole":
-        need(adapter.experts >= 1, f"adapter.experts is {adapter.experts}, it must be at least 1")
-        need(
-            any(target in MLP_TARGETS for target in adapter.targets),
-            f"adapter.kind is mole but adapter.targets has none of {', '.join(MLP_TARGETS)}; add one or use kind lora",
-        )
-        need(
-            adapter.expert_path != "grouped" or adapter.router_gradient != "dense",
-            "adapter.expert_path grouped sorts tokens by their one expert, router_gradient dense uses all; take masked",
-        )
-        need(
-            adapter.expert_path != "grouped" or adapter.expert_sharding != "all_to_all" or config.mesh.expert == 1,
-            "adapter.expert_path grouped needs the experts where the tokens are; set adapter.expert_sharding to gather",
-        )
-        need(adapter.shared_rank >= 0, f"adapter.shared_rank is {adapter.shared_rank}, it must not be negative")
-        need(
-            not (adapter.shared_router and adapter.router_bias),
-            "adapter.shared_router has no bias; set adapter.router_bias False",
-        )
-        for weight in ("balance_weight", "domain_weight"):
-            value = getattr(adapter, weight)
-            need(value >= 0, f"adapter.{weight} is {value}, it must not be negative")
-        need(
-            adapter.domain_weight == 0 or adapter.route_by != "domain",
-            "adapter.route_by domain has no router that adapter.domain_weight could teach; set the weight to 0",
-        )
-        need(
-            adapter.domain_weight == 0 or adapter.experts <= len(data.domains),
-            f"adapter.domain_weight teaches an expert for each of {len(data.domains)} domains and leaves the rest of "
-            f"adapter.experts {adapter.experts} idle; set adapter.experts {len(data.domains)}, or the weight to 0",
-        )
-        need(
-            adapter.route_by != "domain" or not (config.evaluation.tasks and config.evaluation.generate),
-            "adapter.route_by domain cannot answer questions, whose domain no one knows; set evaluation.generate False",
-        )
-    need(
-        adapter.kind != "none" or not {"adapters", "router"} & set(train.trainable),
+        yield from _experts(config, adapter)
+        yield from _routing(config, adapter)
+
+
+def _experts(config: Config, adapter: AdapterConfig) -> Rows:
+    grouped = adapter.expert_path == "grouped"
+    yield from _at_least_1("adapter", adapter, "experts")
+    yield (
+        any(target in MLP_TARGETS for target in adapter.targets),
+        f"adapter.kind is mole but adapter.targets has none of {', '.join(MLP_TARGETS)}; add one or use kind lora",
+    )
+    yield (
+        not grouped or adapter.router_gradient != "dense",
+        "adapter.expert_path grouped sorts tokens by their one expert, router_gradient dense uses all; take masked",
+    )
+    yield (
+        not grouped or adapter.expert_sharding != "all_to_all" or config.mesh.expert == 1,
+        "adapter.expert_path grouped needs the experts where the tokens are; set adapter.expert_sharding to gather",
+    )
+    yield from _not_negative("adapter", adapter, "shared_rank")
+
+
+def _routing(config: Config, adapter: AdapterConfig) -> Rows:
+    domains, evaluation = len(config.data.domains), config.evaluation
+    yield (
+        not (adapter.shared_router and adapter.router_bias),
+        "adapter.shared_router has no bias; set adapter.router_bias False",
+    )
+    yield from _not_negative("adapter", adapter, "balance_weight", "domain_weight")
+    yield (
+        adapter.domain_weight == 0 or adapter.route_by != "domain",
+        "adapter.route_by domain has no router that adapter.domain_weight could teach; set the weight to 0",
+    )
+    yield (
+        adapter.domain_weight == 0 or adapter.experts <= domains,
+        f"adapter.domain_weight teaches an expert for each of {domains} domains and leaves the rest of "
+        f"adapter.experts {adapter.experts} idle; set adapter.experts {domains}, or the weight to 0",
+    )
+    yield (
+        adapter.route_by != "domain" or not (evaluation.tasks and evaluation.generate),
+        "adapter.route_by domain cannot answer questions, whose domain no one knows; set evaluation.generate False",
+    )
+
+
+def _trainable(config: Config) -> Rows:
+    kind, trainable = config.adapter.kind, config.train.trainable
+    yield from _some_of("train.trainable", trainable, GROUPS)
+    yield bool(trainable), "train.trainable is empty, so nothing would train; name at least one group"
+    yield (
+        kind != "none" or not {"adapters", "router"} & set(trainable),
         "adapter.kind is none but train.trainable names adapters or router; take them out or choose lora or mole",
     )
-    need(
-        adapter.kind == "mole" or "router" not in train.trainable,
+    yield (
+        kind == "mole" or "router" not in trainable,
         "train.trainable names router but adapter.kind is not mole; take router out",
     )
-    need(bool(data.domains), "data.domains is empty; add a DomainConfig(name, path)")
-    names = [domain.name for domain in data.domains]
-    need(len(set(names)) == len(names), f"data.domains has two domains of one name among {', '.join(names)}")
+
+
+def _data(config: Config) -> Rows:
+    data = config.data
+    yield bool(data.domains), "data.domains is empty; add a DomainConfig(name, path)"
+    yield from _different("data.domains has two domains", [domain.name for domain in data.domains])
     for domain in data.domains:
-        need(domain.weight >= 0, f"data.domains: {domain.name} has weight {domain.weight}, it must not be negative")
-        need(domain.repeat > 0, f"data.domains: {domain.name} has repeat {domain.repeat}, it must be over 0")
-        need(
-            domain.cap is None or domain.cap >= 1,
-            f"data.domains: {domain.name} has cap {domain.cap}, it must be at least 1",
-        )
-    need(any(d.weight > 0 for d in data.domains), "data.domains: every weight is 0; give one a weight over 0")
-    need(data.temperature > 0, f"data.temperature is {data.temperature}, it must be over 0")
-    for field in ("sequence_length", "examples_per_row", "images_per_row", "packing_bins", "max_image_pixels"):
-        need(getattr(data, field) >= 1, f"data.{field} is {getattr(data, field)}, it must be at least 1")
-    need(data.shards is None or data.shards >= 1, f"data.shards is {data.shards}, it must be at least 1")
-    need(data.workers >= 0, f"data.workers is {data.workers}, it must not be negative")
-    need((train.steps is None) != (train.epochs is None), "give exactly one of train.steps and train.epochs")
-    need(train.steps is None or train.steps >= 1, f"train.steps is {train.steps}, it must be at least 1")
-    need(train.epochs is None or train.epochs > 0, f"train.epochs is {train.epochs}, it must be over 0")
-    for field in ("batch_rows", "accumulation", "log_every", "max_bad_steps"):
-        need(getattr(train, field) >= 1, f"train.{field} is {getattr(train, field)}, it must be at least 1")
-    need(
+        yield from _domain(domain)
+    yield any(d.weight > 0 for d in data.domains), "data.domains: every weight is 0; give one a weight over 0"
+    yield data.temperature > 0, f"data.temperature is {data.temperature}, it must be over 0"
+    counts = ("sequence_length", "examples_per_row", "images_per_row", "packing_bins", "max_image_pixels", "shards")
+    yield from _at_least_1("data", data, *counts)
+    yield from _not_negative("data", data, "workers")
+
+
+def _domain(domain: DomainConfig) -> Rows:
+    where = f"data.domains: {domain.name} has"
+    yield domain.weight >= 0, f"{where} weight {domain.weight}, it must not be negative"
+    yield domain.repeat > 0, f"{where} repeat {domain.repeat}, it must be over 0"
+    yield domain.cap is None or domain.cap >= 1, f"{where} cap {domain.cap}, it must be at least 1"
+
+
+def _train(config: Config) -> Rows:
+    train = config.train
+    yield (train.steps is None) != (train.epochs is None), "give exactly one of train.steps and train.epochs"
+    yield from _at_least_1("train", train, "steps")
+    yield train.epochs is None or train.epochs > 0, f"train.epochs is {train.epochs}, it must be over 0"
+    yield from _at_least_1("train", train, "batch_rows", "accumulation", "log_every", "max_bad_steps")
+    yield (
         train.batch_rows % train.accumulation == 0,
         f"train.batch_rows {train.batch_rows} does not divide into train.accumulation {train.accumulation} pieces",
     )
-    need(
-        0 <= config.optimizer.warmup_fraction < 1,
-        f"optimizer.warmup_fraction is {config.optimizer.warmup_fraction}, it must be in [0, 1)",
+
+
+def _optimizer(config: Config) -> Rows:
+    opt = config.optimizer
+    warmup, clip = opt.warmup_fraction, opt.clip_norm
+    yield 0 <= warmup < 1, f"optimizer.warmup_fraction is {warmup}, it must be in [0, 1)"
+    rates = ("learning_rate", "router_learning_rate", "projector_learning_rate", "base_learning_rate")
+    yield from _not_negative("optimizer", opt, *rates)
+    yield 0 <= opt.b1 < 1, f"optimizer.b1 is {opt.b1}, must be in [0, 1)"
+    yield 0 <= opt.b2 < 1, f"optimizer.b2 is {opt.b2}, must be in [0, 1)"
+    yield opt.weight_decay >= 0, f"optimizer.weight_decay is {opt.weight_decay}, must not be negative"
+    yield clip is None or clip > 0, f"optimizer.clip_norm is {clip}, it must be over 0, or None for no clipping"
+
+
+def _mesh(config: Config) -> Rows:
+    mesh, kind = config.mesh, config.adapter.kind
+    yield mesh.data == -1 or mesh.data >= 1, f"mesh.data is {mesh.data}, it must be -1 or over 0"
+    yield from _at_least_1("mesh", mesh, "fsdp", "expert", "tensor", "slices")
+    yield (
+        mesh.expert == 1 or kind == "mole",
+        f"mesh.expert is {mesh.expert} but adapter.kind {kind} has no experts to split; set it to 1",
     )
-    need(config.mesh.data == -1 or config.mesh.data >= 1, f"mesh.data is {config.mesh.data}, it must be -1 or over 0")
-    for field in ("fsdp", "expert", "tensor", "slices"):
-        need(getattr(config.mesh, field) >= 1, f"mesh.{field} is {getattr(config.mesh, field)}, it must be at least 1")
-    need(
-        config.mesh.expert == 1 or adapter.kind == "mole",
-        f"mesh.expert is {config.mesh.expert} but adapter.kind {adapter.kind} has no experts to split; set it to 1",
-    )
-    need(config.checkpoint.every >= 1, f"checkpoint.every is {config.checkpoint.every}, it must be at least 1")
-    need(
-        config.checkpoint.keep_last >= 1,
-        f"checkpoint.keep_last is {config.checkpoint.keep_last}, it must be at least 1",
-    )
-    need(
-        config.checkpoint.keep_best >= 0,
-        f"checkpoint.keep_best is {config.checkpoint.keep_best}, it must not be negative",
-    )
+
+
+def _checkpoint(config: Config) -> Rows:
+    yield from _at_least_1("checkpoint", config.checkpoint, "every", "keep_last")
+    yield from _not_negative("checkpoint", config.checkpoint, "keep_best")
+
+
+def _evaluation(config: Config) -> Rows:
     evaluation = config.evaluation
-    tasks = [task.name for task in evaluation.tasks]
-    need(len(set(tasks)) == len(tasks), f"evaluation.tasks has two tasks of one name among {', '.join(tasks)}")
-    need(
-        evaluation.every is None or evaluation.every >= 1,
-        f"evaluation.every is {evaluation.every}, it must be at least 1",
-    )
-    need(evaluation.batch_size >= 1, f"evaluation.batch_size is {evaluation.batch_size}, it must be at least 1")
+    yield from _different("evaluation.tasks has two tasks", [task.name for task in evaluation.tasks])
+    yield from _at_least_1("evaluation", evaluation, "every", "batch_size")
     for task in evaluation.tasks:
-        check_decoding(task.decoding, f"config: evaluation.tasks: {task.name}.decoding")
-        need(
+        where = f"evaluation.tasks: {task.name}"
+        yield from _decoding(task.decoding, f"{where}.decoding")
+        yield (
             task.ability is None or task.metric == "contains",
-            f"evaluation.tasks: {task.name} has ability {task.ability} with metric {task.metric}; "
+            f"{where} has ability {task.ability} with metric {task.metric}; "
             "Tiny LVLM-eHub scores by containment, so choose metric contains or leave ability out",
         )
-        need(
-            task.limit is None or task.limit >= 1,
-            f"evaluation.tasks: {task.name} has limit {task.limit}, it must be at least 1",
-        )
-    optimizer = config.optimizer
-    for field in ("learning_rate", "router_learning_rate", "projector_learning_rate", "base_learning_rate"):
-        rate = getattr(optimizer, field)
-        need(rate is None or rate >= 0, f"optimizer.{field} is {rate}, it must not be negative")
-    for field in ("b1", "b2"):
-        need(0 <= getattr(optimizer, field) < 1, f"optimizer.{field} is {getattr(optimizer, field)}, must be in [0, 1)")
-    need(optimizer.weight_decay >= 0, f"optimizer.weight_decay is {optimizer.weight_decay}, must not be negative")
-    need(
-        optimizer.clip_norm is None or optimizer.clip_norm > 0,
-        f"optimizer.clip_norm is {optimizer.clip_norm}, it must be over 0, or None for no clipping",
-    )
-    return config
+        yield task.limit is None or task.limit >= 1, f"{where} has limit {task.limit}, it must be at least 1"
+
+
+SECTIONS: tuple[Callable[[Config], Rows], ...] = (
+    _model,
+    _adapter,
+    _trainable,
+    _data,
+    _train,
+    _optimizer,
+    _mesh,
+    _checkpoint,
+    _evaluation,
+)
+
+
+def _at_least_1(section: str, values: Any, *names: str) -> Rows:
+    for name, value in ((name, getattr(values, name)) for name in names):
+        yield value is None or value >= 1, f"{section}.{name} is {value}, it must be at least 1"
+
+
+def _not_negative(section: str, values: Any, *names: str) -> Rows:
+    for name, value in ((name, getattr(values, name)) for name in names):
+        yield value is None or value >= 0, f"{section}.{name} is {value}, it must not be negative"
+
+
+def _different(what: str, names: list[str]) -> Rows:
+    yield len(set(names)) == len(names), f"{what} of one name among {', '.join(names)}"
+
+
+def _some_of(field: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> Rows:
+    for value in values:
+        hint = nearest(value, allowed) or f", expected some of {', '.join(allowed)}"
+        yield value in allowed, f"{field} has '{value}'{hint}"

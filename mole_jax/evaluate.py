@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from mole_jax import cli
-from mole_jax.errors import UserError, run_door
+from mole_jax.config_check import check_tasks
+from mole_jax.errors import run_door
 from mole_jax.parallel.launch import add_flags
 
 COMPARE = "--compare"
@@ -17,8 +18,7 @@ def main() -> None:
         _compare()
         return
     config, flags = cli.parse("evaluate", "Score a checkpoint on the tasks of a config.", extra=_flags)
-    if not config.evaluation.tasks:
-        raise UserError("config: evaluation.tasks is empty; add a TaskConfig(name, path)")
+    check_tasks(config)
     from mole_jax.parallel import hosts
 
     with hosts.joined(flags, preemptible=False):

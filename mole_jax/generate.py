@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import typing
 from pathlib import Path
 
-from mole_jax.cli import Parser
-from mole_jax.config import DecodingConfig, ImageAspect, MeshConfig, PromptName
+from mole_jax import cli
+from mole_jax.config import Dtype, GenerateConfig, ImageAspect, PromptName
 from mole_jax.config_check import check_decoding
 from mole_jax.errors import UserError, run_door
 
 
-def _parse() -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m mole_jax.generate",
-        description="Answer questions about images: one (--question), a file (--questions), or a chat (--chat).",
-        allow_abbrev=False,
-    )
+def _flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", required=True, help="a run's folder, a HF folder, a hub name, adapters or a LLaVA-MoLE file")
     add("--base", help="model that adapters stand on; default: the one that they name")
@@ -34,39 +28,30 @@ def _parse() -> argparse.Namespace:
     add("--image-root", type=Path, metavar="DIR", help="folder of the images of --questions; default: that file's")
     add("--on-bad", choices=("error", "skip"), default="error", help="a bad line or image among --questions")
     add("--batch-size", type=int, default=8, help="--questions decoded at a time (default: 8)")
-    defaults = DecodingConfig(max_new_tokens=256)
-    add("--max-new-tokens", type=int, default=defaults.max_new_tokens, help="longest answer (default: 256)")
-    add("--temperature", type=float, default=defaults.temperature, help="0 is greedy (default: 0)")
-    add("--top-k", type=int, help="draw among this many most probable tokens; default: all")
-    add("--top-p", type=float, default=defaults.top_p, help="draw among the fewest tokens of this probability")
-    add("--repetition-penalty", type=float, default=defaults.repetition_penalty, help="over 1: repeat less")
-    add("--stop", action="append", default=[], metavar="TEXT", help="text that ends an answer; repeatable")
-    add("--seed", type=int, default=defaults.seed, help="seed of the draws (default: 0)")
     add("--prompt", choices=typing.get_args(PromptName), help="prompt preset; default: as trained")
     add("--image-aspect", choices=typing.get_args(ImageAspect), help="how images become square; default: as trained")
-    add("--dtype", choices=("float32", "bfloat16"), help="of weights and activations; default: bfloat16 but on CPU")
-    for axis in dataclasses.fields(MeshConfig):
-        default = 1 if axis.name == "data" else axis.default
-        add(f"--mesh.{axis.name}", type=int, default=default, metavar="N", help=f"mesh axis (default: {default})")
-    flags = parser.parse_args()
+    add("--dtype", choices=typing.get_args(Dtype), help="of weights and activations; default: bfloat16 but on CPU")
+
+
+def _parse() -> tuple[GenerateConfig, argparse.Namespace]:
+    settings, flags = cli.parse_settings(
+        "generate",
+        "Answer questions about images: one (--question), a file (--questions), or a chat (--chat).",
+        GenerateConfig(),
+        extra=_flags,
+    )
     if (flags.questions is None) != (flags.output is None):
         raise UserError("--questions FILE and --output FILE belong together; give both or neither")
     if flags.questions and flags.image:
         raise UserError("--image belongs to --question and --chat; a file names its images itself")
     if flags.batch_size < 1:
         raise UserError(f"--batch-size is {flags.batch_size}, it must be at least 1")
-    return flags
-
-
-def _filled[T](kind: type[T], flags: argparse.Namespace, prefix: str = "") -> T:
-    """Returns a dataclass of the flags of its fields' names."""
-    return kind(**{one.name: getattr(flags, prefix + one.name) for one in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
+    return settings, flags
 
 
 def main() -> None:
-    flags = _parse()
-    flags.stop = tuple(flags.stop)
-    decoding = check_decoding(_filled(DecodingConfig, flags), "decoding")
+    settings, flags = _parse()
+    decoding = check_decoding(settings.decoding, "decoding")
     import jax
 
     from mole_jax.api import load
@@ -82,7 +67,7 @@ def main() -> None:
         dtype=flags.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"),
         prompt=flags.prompt,
         image_aspect=flags.image_aspect,
-        mesh=_filled(MeshConfig, flags, "mesh."),
+        mesh=settings.mesh,
     )
     assistant = Assistant.of(model, processor, decoding, flags.batch_size)
 

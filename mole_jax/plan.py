@@ -18,7 +18,8 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help="architecture to plan for where model.base is not here (vicuna-7b, …)")
     parser.add_argument(
         "--layers",
-        default="2,4",
+        type=_depths,
+        default=(2, 4),
         metavar="A,B",
         help="compile these two depths and draw a straight line to the model's, or 'all' to compile it whole "
         "(slow, kept in the cache); default: 2,4",
@@ -26,9 +27,10 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sweep", action="store_true", help="try other meshes, batch sizes and remat policies too")
     parser.add_argument("--limit", type=int, default=6, help="most candidates that --sweep compiles; default: 6")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.add_argument("--figure", metavar="FILE", help=f"draw memory and time ({', '.join(FIGURES)})")
+    parser.add_argument("--figure", type=_figure, metavar="FILE", help=f"draw memory and time ({', '.join(FIGURES)})")
     parser.add_argument(
         "--cache",
+        type=Path,
         default="~/.cache/mole_jax/plan",
         metavar="DIR",
         help="what was compiled before, by program and compiler; default: ~/.cache/mole_jax/plan",
@@ -44,47 +46,34 @@ def _depths(text: str) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def _figure(text: str) -> Path:
+    if Path(text).suffix not in FIGURES:
+        raise UserError(f"--figure {text}: name a file that ends in {', '.join(FIGURES)}")
+    return Path(text)
+
+
 def main() -> None:
     config, flags = cli.parse("plan", "Predict memory, cost and speed of a training step ahead of time.", extra=_flags)
-    depths, cache = _depths(flags.layers), Path(flags.cache).expanduser()
-    if flags.sweep and depths is None:
+    if flags.sweep and flags.layers is None:
         raise UserError("--layers all compiles one plan whole; leave it out with --sweep")
     if flags.limit < 1:
         raise UserError(f"--limit {flags.limit}: give at least 1 candidate")
-    if flags.figure and Path(flags.figure).suffix not in FIGURES:
-        raise UserError(f"--figure {flags.figure}: name a file that ends in {', '.join(FIGURES)}")
-    from mole_jax.planning.topology import no_accelerator
-
-    no_accelerator()
+    # Heavy imports wait until the command line is known to be right.
     from mole_jax.planning import report
-    from mole_jax.planning.advice import advise
-    from mole_jax.planning.compile import architecture_of
-    from mole_jax.planning.predict import as_json, predict
-    from mole_jax.planning.sweep import sweep
+    from mole_jax.planning.answer import answer
 
-    if depths is not None and flags.sweep:
-        plans, fitting = sweep(
-            config,
-            flags.topology,
-            cache=cache,
-            limit=flags.limit,
-            preset=flags.preset,
-            depths=depths,
-            say=lambda line: print(line, file=sys.stderr),
-        )
-    else:
-        plans, fitting = [predict(config, flags.topology, cache=cache, preset=flags.preset, depths=depths)], 1
-    advice = advise(architecture_of(config, flags.preset), plans[0])
-    if flags.figure:
-        report.draw(plans[0], Path(flags.figure))
-    if flags.json:
-        best = {**as_json(plans[0]), "advice": advice}
-        print(json.dumps({**best, "sweep": [as_json(plan) for plan in plans]} if flags.sweep else best))
-        return
-    if flags.sweep:
-        print(report.right_aligned([report.COLUMNS, *map(report.row, plans)]))
-        print(f"compiled {len(plans)} of {fitting} that fit by a rough estimate (--limit); the best of them:\n")
-    print(report.text(plans[0], advice))
+    found = answer(
+        config,
+        flags.topology,
+        cache=flags.cache.expanduser(),
+        preset=flags.preset,
+        depths=flags.layers,
+        limit=flags.limit if flags.sweep else None,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    if flags.figure is not None:
+        report.draw(found.best, flags.figure)
+    print(json.dumps(found.to_json()) if flags.json else found.text())
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 
 from mole_jax import cli
-from mole_jax.errors import UserError, run_door
+from mole_jax.config_check import check_tasks
+from mole_jax.errors import run_door
 from mole_jax.parallel.launch import add_flags
 
 
 def main() -> None:
     config, flags = cli.parse("routing", "Report a checkpoint's routing on the tasks of a config.", extra=_flags)
-    if not config.evaluation.tasks:
-        raise UserError("config: evaluation.tasks is empty; add a TaskConfig(name, path)")
+    check_tasks(config)
     from mole_jax.parallel import hosts
 
     with hosts.joined(flags, preemptible=False):

@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from mole_jax.cli import load_config, parse
+from mole_jax.cli import load_config, parse, parse_settings
 from mole_jax.config import Config
 from mole_jax.errors import UserError
 
@@ -195,6 +196,75 @@ def test_door_gets_config_and_its_own_flags(config_file: str):
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "5 runs/x\n", "")
 
 
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """A part."""
+
+    size: int = 1
+    """How large."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of a door without a config file."""
+
+    top_k: int | None = None
+    """How many."""
+    stop: tuple[str, ...] = ()
+    """What ends it."""
+    kind: Literal["red", "blue"] = "red"
+    """Which one."""
+    mesh: Inner = Inner()
+
+
+def settings(*arguments: str) -> Settings:
+    def own(parser):
+        parser.add_argument("--checkpoint", required=True, help="Where it is.")
+
+    return parse_settings("generate", "Answers.", Settings(kind="blue"), own, arguments)[0]
+
+
+def test_settings_are_flags_of_either_spelling():
+    assert settings("--checkpoint", "c") == Settings(kind="blue")
+    given = settings("--top-k", "3", "--checkpoint", "c", "--mesh.size=2", "--kind", "red")
+    assert (
+        given == settings("--top_k=3", "--mesh.size", "2", "--checkpoint=c", "--kind=red") == Settings(3, mesh=Inner(2))
+    )
+
+
+def test_a_tuple_of_settings_is_a_flag_that_is_repeated():
+    assert settings("--checkpoint", "c", "--stop", "a b", "--stop", "", "--stop=--end").stop == ("a b", "", "--end")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the following arguments are required: --checkpoint (try --help)"),
+        (("--chekpoint", "c"), "unknown option '--chekpoint', did you mean '--checkpoint'?"),
+        (("--checkpoint", "c", "--top-q", "1"), "unknown option '--top-q', did you mean '--top-k'?"),
+        (("--checkpoint", "c", "--top-k", "many"), "--top-k expects an integer or None, got 'many'"),
+        (("--checkpoint", "c", "--top-k", "1", "--top_k", "2"), "--top-k is given twice"),
+        (("--checkpoint", "c", "--kind", "rad"), "--kind expects one of red, blue, got 'rad', did you mean 'red'?"),
+        (("--checkpoint", "c", "--stop", "a", "b"), "--stop expects text, got 'a b'"),
+        (("--checkpoint", "c", "--stop", "a", "--stop"), "--stop expects text, got 'a'"),
+        (("--checkpoint", "c", "--stop"), "--stop expects text, got nothing"),
+    ],
+)
+def test_wrong_settings_get_one_line(arguments: tuple[str, ...], message: str):
+    with pytest.raises(UserError) as caught:
+        settings(*arguments)
+    assert str(caught.value) == message
+
+
+def test_help_of_settings_tells_flags_and_docstrings(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        settings("--help")
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    for text in ("Answers.", "--checkpoint", "Where it is.", "--top-k {None}|INT", "How many.", "How large.", "blue)"):
+        assert text in told
+
+
 def every_field(kind: type, prefix: str = "--") -> list[str]:
     """Flags of all fields, found from the classes alone."""
     import typing
@@ -222,7 +292,7 @@ def test_help_tells_every_field(config_file: str):
         "--optimizer.warmup_fraction FLOAT",
         "Share of all steps spent warming up linearly from 0. (default: 0.03)",
         "--adapter.kind {none,lora,mole}",
-        "Longest answer, in tokens. (default: 32)",
+        "Longest answer, in tokens; at least 1. (default: 32)",
         "optimizer options",
     ):
         assert text in ran.stdout

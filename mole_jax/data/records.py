@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -190,7 +191,7 @@ def _read_text(path: pathlib.Path) -> str:
 def _array_spans(text: str, file: str) -> Int[np.ndarray, "N 2"]:
     """Returns the (start, end) bytes of each element of a JSON array."""
     decoder = json.JSONDecoder()
-    white = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
+    white: Any = re.compile(r"[ \t\n\r]*").match
     spans: list[tuple[int, int]] = []
     position, byte = 0, 0
 

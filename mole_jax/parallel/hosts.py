@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed  # no public name for the key-value store; orbax takes it from here too
 from jax.experimental import multihost_utils
 
+from mole_jax.compat import job_client
 from mole_jax.errors import UserError
 from mole_jax.parallel.launch import Launch, find
 from mole_jax.parallel.roll_call import call_roll
@@ -83,14 +83,18 @@ class Job:
 
     def __init__(self, launch: Launch, names: list[str], host_timeout: float):
         self.process, self.names, self._coordinator = launch.process, names, launch.coordinator
-        self.client: Any = distributed.global_state.client
+        self.client = job_client()
         self._timeout, self._beat = host_timeout, min(_MOST_BEAT_SECONDS, host_timeout / 8)
         self.stopping = False
         """Whether all processes agreed to leave early."""
         self._turns: collections.Counter[str] = collections.Counter()
         self._ending, self._done = threading.Lock(), threading.Event()
         libc = ctypes.CDLL(None)
-        # jax aborts where process 0 is gone, from a thread of its own and without a word about what to do.
+        # Where process 0 is gone, jax aborts every other process, from a thread of its own and without a word about
+        # what to do. Its option jax_enable_recoverability does not help (jax 0.12.0; 2 and 4 processes on CPU): it
+        # keeps the coordinator from passing on that another process failed, but the others abort within 0.2 s of the
+        # coordinator's own death with it as without it. Where another process is gone, `_watch` is faster than jax's
+        # heartbeat either way, so all that the option would take away is that backstop.
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
         libc.signal(signal.SIGABRT, self._on_abort)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="hosts")

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
+from mole_jax import compat
 from mole_jax.errors import UserError
 
 LAUNCHERS = {
@@ -81,24 +82,18 @@ def find(flags: argparse.Namespace) -> Launch | None:
 
 def _detected(timeout: float) -> Launch | None:
     name = next((name for name, marks in LAUNCHERS.items() if any(mark in os.environ for mark in marks)), None)
-    from jax._src import clusters
-    from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm
-
-    if running_in_cloud_tpu_vm:
+    if compat.on_tpu_vm():
         name = "TPU"
     if name is None:
         return None
     try:
-        # What jax.distributed.initialize() itself asks; asked here so that a job of one process can do without it,
-        # and the roll can be called before.
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(timeout))
+        coordinator, processes, process, devices = compat.detected_process(int(timeout))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{name} started this process but does not tell its place ({reason}); "
             "give --coordinator, --processes and --process (alone: localhost:1234, 1 and 0)"
         ) from None
-    coordinator, processes, process, devices = found
     if coordinator is None and name == "Kubernetes":
         raise UserError("Kubernetes started this process; to find the others, install the package kubernetes")
     if coordinator is None or processes is None or process is None or processes == 1:

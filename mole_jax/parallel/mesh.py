@@ -19,6 +19,8 @@ AXES = ("data", "fsdp", "expert", "tensor")
 BATCH = ("data", "fsdp", "expert")
 """Mesh axes that split the rows of a batch."""
 
+AUTO = (jax.sharding.AxisType.Auto,) * len(AXES)
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
     """Returns a mesh over the first ``data * fsdp * expert * tensor`` devices; a `data` of -1 takes all that are left.
@@ -43,32 +45,35 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> jax.s
             f"config: {asked} leaves {len(devices) - count} of {len(devices)} devices idle, "
             "which several hosts cannot do; set mesh.data to -1"
         )
-    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    if config.slices == 1:
-        try:
-            return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices[:count])
-        except NotImplementedError:
-            # An axis that fills no whole side of the torus, such as 8 on 4 x 4 chips.
-            split = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
-            return jax.sharding.Mesh(split, AXES, axis_types=auto)
-    if shape[0] % config.slices:
+    if config.slices > 1:
+        return _over_slices(config.slices, shape, devices)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=AUTO, devices=devices[:count])
+    except NotImplementedError:
+        # An axis that fills no whole side of the torus, such as 8 on 4 x 4 chips.
+        split = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+        return jax.sharding.Mesh(split, AXES, axis_types=AUTO)
+
+
+def _over_slices(slices: int, shape: tuple[int, ...], devices: Sequence[Any]) -> jax.sharding.Mesh:
+    if shape[0] % slices:
         raise UserError(
-            f"config: mesh.slices {config.slices} does not divide mesh.data {shape[0]}, the only axis that reaches "
-            f"over slices; the nearest that does is {nearest_divisor(shape[0], config.slices)}"
+            f"config: mesh.slices {slices} does not divide mesh.data {shape[0]}, the only axis that reaches "
+            f"over slices; the nearest that does is {nearest_divisor(shape[0], slices)}"
         )
     # TPUs and recent GPU clients number the slices (on GPUs: the hosts joined by NVLink); elsewhere a host is a slice.
     numbered = len({getattr(device, "slice_index", 0) for device in devices}) > 1
     found = len({device.slice_index if numbered else device.process_index for device in devices})
-    if found != config.slices:
-        raise UserError(f"config: mesh.slices is {config.slices}, the devices form {found}; set mesh.slices to {found}")
+    if found != slices:
+        raise UserError(f"config: mesh.slices is {slices}, the devices form {found}; set mesh.slices to {found}")
     grid: np.ndarray = mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // config.slices, *shape[1:]),
-        (config.slices, 1, 1, 1),
+        (shape[0] // slices, *shape[1:]),
+        (slices, 1, 1, 1),
         devices,
         process_is_granule=not numbered,
         allow_split_physical_axes=True,
     )
-    return jax.sharding.Mesh(grid, AXES, axis_types=auto)
+    return jax.sharding.Mesh(grid, AXES, axis_types=AUTO)
 
 
 def nearest_divisor(number: int, wanted: int) -> int:

@@ -86,7 +86,7 @@ def _inside() -> bool:
 
 
 def _gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    for dim, cut in enumerate(spec):
-        if "fsdp" in mesh_axes(cut):
+    for dim, entry in enumerate(spec):
+        if "fsdp" in mesh_axes(entry):
             x = checkpoint_name(jax.lax.all_gather(x, "fsdp", axis=dim, tiled=True), GATHERED)
     return x

@@ -41,17 +41,17 @@ of the experts' stacked ranks.
 def partition(*axes: str | None) -> PartitionSpec:
     """Returns how an array with these named axes is cut; None is an axis that never is."""
     used: set[str] = set()
-    cuts: list[tuple[str, ...] | None] = [None] * len(axes)
+    entries: list[tuple[str, ...] | None] = [None] * len(axes)
     for i in sorted(range(len(axes)), key=lambda i: axes[i] != "embed"):
-        cut = tuple(mesh_axis for mesh_axis in RULES[axes[i] or "width"] if mesh_axis not in used)
-        used.update(cut)
-        cuts[i] = cut or None
-    return PartitionSpec(*cuts)
+        entry = tuple(mesh_axis for mesh_axis in RULES[axes[i] or "width"] if mesh_axis not in used)
+        used.update(entry)
+        entries[i] = entry or None
+    return PartitionSpec(*entries)
 
 
-def mesh_axes(cut: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Returns one entry of a `PartitionSpec` as a tuple."""
-    return (cut,) if isinstance(cut, str) else cut or ()
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def parameter_sharding(path: str, parameter: Parameter, mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -62,9 +62,9 @@ def parameter_sharding(path: str, parameter: Parameter, mesh: jax.sharding.Mesh)
     """
     axes: tuple[str, ...] = parameter.get_metadata("axes")
     spec = partition(*axes)
-    for axis, size, cut in zip(axes, parameter.shape, spec, strict=True):
+    for axis, size, entry in zip(axes, parameter.shape, spec, strict=True):
         left = size
-        for mesh_axis in mesh_axes(cut):
+        for mesh_axis in mesh_axes(entry):
             parts = mesh.shape[mesh_axis]
             if left % parts:
                 raise UserError(

@@ -104,5 +104,5 @@ def rows_per_device(plan: Prediction) -> float:
 def products_bytes(arch: LlavaArchitecture, tokens: float, tensor: int) -> float:
     """Bytes on one of `tensor` devices of the decoder's matrix products, bfloat16, each with its adapter's as large."""
     decoder = arch.decoder
-    cut = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim + 2 * decoder.mlp_width
-    return 4.0 * (2 * decoder.width + cut / tensor) * decoder.layers * tokens
+    divided = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim + 2 * decoder.mlp_width
+    return 4.0 * (2 * decoder.width + divided / tensor) * decoder.layers * tokens

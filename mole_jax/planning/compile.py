@@ -16,13 +16,14 @@ import numpy as np
 
 from mole_jax.config import Config
 from mole_jax.errors import UserError
-from mole_jax.files import absolute
+from mole_jax.files import absolute, read_json, write_json
 from mole_jax.model.architecture import PRESETS, LlavaArchitecture
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import batch_sharding, check_rows
 from mole_jax.parameters import Tree, split_trainable
-from mole_jax.planning.hlo import Collective, Kernels, Program
+from mole_jax.planning.cost import Collective, Kernels, cost_of
+from mole_jax.planning.hlo import HloModule
 from mole_jax.planning.topology import compiler_version, devices_of, one_at_a_time
 from mole_jax.training.setup import compiled_step, prepare
 from mole_jax.training.step import StepMaker, TrainState
@@ -126,7 +127,7 @@ def abstract_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Me
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=place) for name in fields}
     images = (rows, config.data.images_per_row, side, side, 3)
     batch["images"] = jax.ShapeDtypeStruct(images, np.uint8, sharding=place)
-    return Step(spec, mesh, maker, state, frozen, batch)
+    return Step(spec=spec, mesh=mesh, maker=maker, state=state, frozen=frozen, batch=batch)
 
 
 def with_layers(arch: LlavaArchitecture, layers: int) -> LlavaArchitecture:
@@ -155,8 +156,8 @@ def facts_of(lowered: Any, mesh: jax.sharding.Mesh, layers: int, topology: str, 
     with one_at_a_time(cache):
         if not file.exists():
             facts = _compile(lowered, mesh, layers, platform)
-            file.write_text(json.dumps({"program": key, "words": words, **dataclasses.asdict(facts)}, indent=1))
-    return _read(json.loads(file.read_text()))
+            write_json(file, {"program": key, "words": words, **dataclasses.asdict(facts)})
+    return _read(read_json(file, remedy="delete it, and the step is compiled again"))
 
 
 def _compile(lowered: Any, mesh: jax.sharding.Mesh, layers: int, platform: str) -> Facts:
@@ -169,14 +170,32 @@ def _compile(lowered: Any, mesh: jax.sharding.Mesh, layers: int, platform: str) 
         needed = needed_bytes(str(error))
         if needed is None:
             raise
-        return Facts(layers, 0, 0, needed, None, 0, 0, Kernels(), (), time.perf_counter() - start)
+        return Facts(
+            layers=layers,
+            temporary=0,
+            code=0,
+            needed=needed,
+            cycles=None,
+            traffic=0,
+            kept=0,
+            kernels=Kernels(),
+            collectives=(),
+            seconds=time.perf_counter() - start,
+        )
     seconds = time.perf_counter() - start
-    memory, cost = compiled.memory_analysis(), Program(compiled.as_text()).cost(dict(mesh.shape))
-    # What is not written over an argument comes on top.
-    temporary = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    code = memory.generated_code_size_in_bytes
+    memory, cost = compiled.memory_analysis(), cost_of(HloModule(compiled.as_text()), dict(mesh.shape))
     return Facts(
-        layers, temporary, code, None, cost.cycles, cost.traffic, cost.kept, cost.kernels, cost.collectives, seconds
+        layers=layers,
+        # What is not written over an argument comes on top.
+        temporary=memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        needed=None,
+        cycles=cost.cycles,
+        traffic=cost.traffic,
+        kept=cost.kept,
+        kernels=cost.kernels,
+        collectives=cost.collectives,
+        seconds=seconds,
     )
 
 

@@ -21,7 +21,7 @@ from mole_jax.planning.compile import (
     topology_mesh,
     with_layers,
 )
-from mole_jax.planning.hlo import Kernels
+from mole_jax.planning.cost import Kernels
 from mole_jax.training.flops import recomputed_flops, step_flops
 
 DEPTHS = (2, 4)
@@ -144,7 +144,8 @@ def predict(
         depths = (layers,)
     compiled = [compile_step(config, with_layers(arch, depth), mesh, topology, cache) for depth in depths]
     facts = compiled[0] if len(compiled) == 1 else at_depth(compiled[0], compiled[1], layers)
-    return conclude(config, arch, topology, step, facts, tuple(depths), sum(one.seconds for one in compiled))
+    seconds = sum(one.seconds for one in compiled)
+    return conclude(config, arch, topology, step, facts, depths=tuple(depths), compile_seconds=seconds)
 
 
 def at_depth(low: Facts, high: Facts, layers: int) -> Facts:
@@ -186,9 +187,9 @@ def exchange_of(facts: Facts, kind: str, axes: tuple[str, ...]) -> Exchange:
     return Exchange(
         kind,
         axes,
-        sum(one.count for one in same),
-        sum(one.count * one.payload for one in same),
-        round(sum(one.count * one.sent for one in same)),
+        count=sum(one.count for one in same),
+        payload=sum(one.count * one.payload for one in same),
+        sent=round(sum(one.count * one.sent for one in same)),
     )
 
 
@@ -198,6 +199,7 @@ def conclude(
     topology: str,
     step: Step,
     facts: Facts,
+    *,
     depths: tuple[int, ...],
     compile_seconds: float,
 ) -> Prediction:

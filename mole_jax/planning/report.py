@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from mole_jax.files import writing
 from mole_jax.parallel.devices import GIB
-from mole_jax.planning.predict import Prediction
+from mole_jax.planning.predict import Memory, Prediction
 
 PARTS = {
     "frozen": "frozen parameters",
@@ -26,55 +27,69 @@ COLUMNS = ("mesh", "rows", "remat", "GiB", "of", "TFLOP", "sent GiB", "s/step", 
 
 def text(plan: Prediction, advice: Sequence[str]) -> str:
     """Returns the whole report of one prediction."""
-    memory = plan.memory
     depth = (
         f"all {plan.layers} layers compiled"
         if len(plan.compiled_layers) == 1
         else f"{plan.compiled_layers[0]} and {plan.compiled_layers[1]} layers compiled, drawn on to {plan.layers}"
     )
-    lines = [
-        f"{plan.topology}: {plan.devices} x {plan.device_kind}, mesh {mesh_name(plan)}; predicted, nothing has run",
-        f"{plan.rows} rows x {plan.length} tokens in {plan.accumulation} piece(s), remat {plan.remat}; {depth}",
-        "",
-        "memory of one device",
-    ]
+    return "\n".join(
+        [
+            f"{plan.topology}: {plan.devices} x {plan.device_kind}, mesh {mesh_name(plan)}; predicted, nothing has run",
+            f"{plan.rows} rows x {plan.length} tokens in {plan.accumulation} piece(s), remat {plan.remat}; {depth}",
+            "",
+            *_memory(plan.memory),
+            "",
+            *_step(plan),
+            *_time(plan),
+            "",
+            "advice",
+            *(f"  {number}. {line}" for number, line in enumerate(advice, 1)),
+        ]
+    )
+
+
+def _memory(memory: Memory) -> Iterator[str]:
+    yield "memory of one device"
     for name, label in PARTS.items():
-        lines.append(f"  {label:<22}{getattr(memory, name) / GIB:>9.3f} GiB")
+        yield f"  {label:<22}{getattr(memory, name) / GIB:>9.3f} GiB"
     available = "" if memory.available is None else f" of {memory.available / GIB:.2f} GiB"
     verdict = {None: "", True: ": fits", False: ": DOES NOT FIT"}[memory.fits]
-    lines.append(f"  {'peak':<22}{memory.peak / GIB:>9.3f} GiB{available}{verdict}")
-    lines += ["", "a step on one device"]
-    lines.append(f"  {plan.flops / 1e12:.2f} TFLOP, {plan.hardware_flops / 1e12:.2f} with what is recomputed")
+    yield f"  {'peak':<22}{memory.peak / GIB:>9.3f} GiB{available}{verdict}"
+
+
+def _step(plan: Prediction) -> Iterator[str]:
+    yield "a step on one device"
+    yield f"  {plan.flops / 1e12:.2f} TFLOP, {plan.hardware_flops / 1e12:.2f} with what is recomputed"
     if plan.traffic:
-        lines.append(f"  {plan.traffic / GIB:.1f} GiB to and from memory")
+        yield f"  {plan.traffic / GIB:.1f} GiB to and from memory"
     for one in plan.exchanges:
-        lines.append(
+        yield (
             f"  {one.kind:<18} over {' x '.join(one.axes):<16} {one.count:>6} times, arrays of {size(one.payload):>9} "
             f"together, {size(one.sent):>9} sent"
         )
     if plan.cycles is not None:
-        lines.append(f"  {plan.cycles / 1e6:,.0f} million cycles by the compiler's estimate, collectives not counted")
+        yield f"  {plan.cycles / 1e6:,.0f} million cycles by the compiler's estimate, collectives not counted"
     if plan.kernels.count:
-        lines.append(
+        yield (
             f"  {plan.kernels.count} calls of kernels that it does not estimate, at least "
             f"{plan.kernel_seconds or 0:.3f} s at the chip's peak"
         )
+
+
+def _time(plan: Prediction) -> Iterator[str]:
     if plan.seconds is not None and plan.step_seconds is not None and plan.tokens_per_second is not None:
-        lines += [
-            "",
-            "prediction",
+        yield from ("", "prediction")
+        yield (
             f"  {plan.step_seconds:.3f} s a step to compute, at least {plan.network_seconds or 0:.3f} s to send: "
-            f"{plan.seconds:.3f} s if the shorter hides behind the longer",
+            f"{plan.seconds:.3f} s if the shorter hides behind the longer"
+        )
+        yield (
             f"  {plan.tokens_per_second:,.0f} tokens/s together, MFU {100 * (plan.mfu or 0):.1f} %, "
-            f"HFU {100 * (plan.hfu or 0):.1f} %",
-        ]
+            f"HFU {100 * (plan.hfu or 0):.1f} %"
+        )
     elif plan.network_seconds is not None:
-        lines += [
-            "",
-            f"at least {plan.network_seconds:.3f} s a step to send; this compiler estimates no time to compute",
-        ]
-    lines += ["", "advice", *(f"  {number}. {line}" for number, line in enumerate(advice, 1))]
-    return "\n".join(lines)
+        yield ""
+        yield f"at least {plan.network_seconds:.3f} s a step to send; this compiler estimates no time to compute"
 
 
 def mesh_name(plan: Prediction) -> str:
@@ -126,7 +141,11 @@ def right_aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(plan: Prediction, file: Path) -> None:
-    """Draws the memory of a device and the time of a step, as PNG, SVG or whatever the file's name ends in."""
+    """Draws the memory of a device and the time of a step, as PNG, SVG or whatever the file's name ends in.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -144,4 +163,5 @@ def draw(plan: Prediction, file: Path) -> None:
     right.barh(list(known), list(known.values()), color=COLOURS[: len(known)])
     right.set(xlabel="seconds", title="A step (predicted)" if known else "No time is estimated")
     figure.suptitle(f"{plan.topology}, {mesh_name(plan)}, {plan.rows} x {plan.length} tokens, remat {plan.remat}")
-    figure.savefig(file, dpi=120)
+    with writing(file) as stream:
+        figure.savefig(stream, format=file.suffix.removeprefix("."), dpi=120)

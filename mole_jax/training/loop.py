@@ -85,8 +85,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     if log.too_many_bad_steps:
         raise UserError(
             f"{config.train.max_bad_steps} steps in a row up to step {step} gave a NaN or Inf loss, gradient or "
-            f"update and were not applied (records in {workdir / 'bad_steps.jsonl'}); look at them; the same command goes "
-            "on behind them, a lower optimizer.learning_rate or model.compute_dtype float32 needs another --workdir"
+            f"update and were not applied (records in {workdir / 'bad_steps.jsonl'}); look at them; the same command "
+            "goes on behind them; a lower optimizer.learning_rate or model.compute_dtype float32 needs a new --workdir"
         )
     if stop:
         progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")

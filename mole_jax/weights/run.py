@@ -19,6 +19,7 @@ from etils import epath
 from orbax.checkpoint import type_handlers
 
 from mole_jax import config_json
+from mole_jax.compat import array_writer
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
@@ -144,21 +145,19 @@ def _url(folder: epath.Path) -> str:
     return str(folder) if "://" in str(folder) else f"file://{folder}"
 
 
-class _ByLayer(type_handlers.NumpyHandler):
+def _leaf_writer() -> Any:
     """Has orbax write a `Leaf`, one part after the other; its own handlers want whole arrays and write all at once."""
+    turn = asyncio.Lock()
 
-    def __init__(self):
-        super().__init__(deepcopy_host_arrays=False)
-        self._turn = asyncio.Lock()
-
-    async def _open_and_write(self, value: Leaf, tspec: dict[str, Any], ts_context: ts.Context) -> None:
-        store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-        async with self._turn:
+    async def write(value: Leaf, store: ts.TensorStore) -> None:
+        async with turn:
             if not _by_layer(value):
                 await store.write(np.asarray(value))
                 return
             for layer in range(len(value)):
                 await store[layer].write(value[layer])
+
+    return array_writer(write)
 
 
 def _by_layer(leaf: Leaf) -> bool:
@@ -171,7 +170,9 @@ def write_params(folder: epath.Path, params: Mapping[str, jax.Array] | Mapping[s
 
     Of leaves, one layer is in memory at a time.
     """
-    handlers = type_handlers.create_type_handler_registry((jax.Array, type_handlers.ArrayHandler()), (Leaf, _ByLayer()))
+    handlers = type_handlers.create_type_handler_registry(
+        (jax.Array, type_handlers.ArrayHandler()), (Leaf, _leaf_writer())
+    )
     items = {
         "params": ocp.PyTreeCheckpointHandler(type_handler_registry=handlers),
         "meta": ocp.JsonCheckpointHandler(),

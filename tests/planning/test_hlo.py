@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from mole_jax.planning.cost import Kernels, cost_of
 from mole_jax.planning.groups import axes_of, replica_groups
-from mole_jax.planning.hlo import Kernels, Program, parse_instruction, parse_shapes
+from mole_jax.planning.hlo import HloModule, parse_instruction, parse_shapes
 
 SIZES = {"data": 2, "fsdp": 4}
 ROWS, WIDTH = 16, 128
@@ -50,7 +51,7 @@ HERE = ROWS * WIDTH * 4
     ],
 )
 def test_collective_has_its_axis_and_its_bytes(mesh, kind, axes, payload, sent, function):
-    found = Program(compiled(mesh, lambda x: function(x) * 2, P(("data", "fsdp")))).cost(mesh.shape).collectives
+    found = cost_of(HloModule(compiled(mesh, lambda x: function(x) * 2, P(("data", "fsdp")))), mesh.shape).collectives
     assert [(one.kind, one.axes, one.payload, one.sent, one.count) for one in found] == [(kind, axes, payload, sent, 1)]
 
 
@@ -64,7 +65,7 @@ def test_collective_in_nested_loops_counts_as_often_as_it_runs(mesh):
 
         return jax.lax.scan(outer, x, None, length=3)[0]
 
-    found = Program(compiled(mesh, function, P(("data", "fsdp")))).cost(mesh.shape).collectives
+    found = cost_of(HloModule(compiled(mesh, function, P(("data", "fsdp")))), mesh.shape).collectives
     assert {one.axes: one.count for one in found} == {("data",): 15, ("fsdp",): 3}
 
 
@@ -79,27 +80,27 @@ def test_the_loop_of_a_differentiated_scan_keeps_its_inputs_for_the_backward_pas
     shapes = jax.ShapeDtypeStruct((layers, width, width), jnp.float32), jax.ShapeDtypeStruct((rows, width), jnp.float32)
     text = jax.jit(jax.value_and_grad(loss)).lower(*shapes).compile().as_text()
     # Full rematerialisation: of each layer the input alone is kept, not the 4 times larger weights.
-    assert Program(text).cost({"data": 1}).kept == layers * rows * width * 4
+    assert cost_of(HloModule(text), {"data": 1}).kept == layers * rows * width * 4
 
 
 def test_dearer_branch_of_a_conditional_counts(mesh):
     def function(x, flag):
         return jax.lax.cond(flag[0, 0] > 0, lambda x: jnp.sin(jax.lax.psum(x, "data")), lambda x: x, x)
 
-    found = Program(compiled(mesh, function, P(("data", "fsdp")), P())).cost(mesh.shape).collectives
+    found = cost_of(HloModule(compiled(mesh, function, P(("data", "fsdp")), P())), mesh.shape).collectives
     assert {(one.axes, one.count) for one in found} == {(("data",), 1)}
 
 
 def test_traffic_of_one_product_is_its_operands_and_its_result():
     shape = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     text = jax.jit(lambda a, b: a @ b).lower(shape, shape).compile().as_text()
-    assert Program(text).cost({"data": 1}).traffic == 3 * 64 * 64 * 4
+    assert cost_of(HloModule(text), {"data": 1}).traffic == 3 * 64 * 64 * 4
 
 
 def test_traffic_of_a_slice_leaves_out_what_it_does_not_read():
     stack, index = jax.ShapeDtypeStruct((100, 64), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     text = jax.jit(lambda stack, i: stack[i] * 2).lower(stack, index).compile().as_text()
-    assert Program(text).cost({"data": 1}).traffic < 100 * 64 * 4 / 2
+    assert cost_of(HloModule(text), {"data": 1}).traffic < 100 * 64 * 4 / 2
 
 
 # What XLA:TPU writes and the CPU's compiler does not: no note of the trip count, an overlapped collective that stands
@@ -155,7 +156,7 @@ ENTRY %main (p0: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
 
 
 def test_what_the_tpu_compiler_writes_otherwise():
-    cost = Program(TPU).cost({"data": 2, "fsdp": 4})
+    cost = cost_of(HloModule(TPU), {"data": 2, "fsdp": 4})
     array = 16 * 8 * 4
     assert {(one.kind, one.axes, one.payload, one.sent, one.count) for one in cost.collectives} == {
         ("all-gather", ("fsdp",), array, array * 3 / 4, 3),
@@ -170,7 +171,7 @@ def test_what_the_tpu_compiler_writes_otherwise():
 
 def test_loop_without_a_readable_bound_is_not_guessed():
     with pytest.raises(ValueError, match=r"while\.5"):
-        Program(TPU.replace("constant(3)", "parameter(1)")).cost({"data": 2, "fsdp": 4})
+        cost_of(HloModule(TPU.replace("constant(3)", "parameter(1)")), {"data": 2, "fsdp": 4})
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.planning import compile as planning_compile
 from mole_jax.planning import report, sweep, topology
 from mole_jax.planning.advice import advise
+from mole_jax.planning.answer import Answer
 from mole_jax.planning.compile import Facts, abstract_step, architecture_of, compile_step, needed_bytes, with_layers
-from mole_jax.planning.hlo import Collective, Kernels
+from mole_jax.planning.cost import Collective, Kernels
 from mole_jax.planning.predict import Exchange, Memory, Prediction, as_json, at_depth, conclude, exchange_of
 from mole_jax.training.flops import recomputed_flops
 from tests import tiny
@@ -74,7 +75,7 @@ def test_what_was_compiled_is_not_compiled_again(config, compiled, two, monkeypa
 def test_memory_of_a_device_follows_from_shapes(config, two):
     arch, mesh = preset("tiny"), make_mesh(config.mesh)
     step = abstract_step(config, arch, mesh)
-    plan = conclude(config, arch, "cpu", step, two, (2,), 1.0)
+    plan = conclude(config, arch, "cpu", step, two, depths=(2,), compile_seconds=1.0)
     batch = config.train.batch_rows // 8
     numbers = batch * config.data.sequence_length
     images = batch * config.data.images_per_row * arch.vision.image_size**2 * 3
@@ -90,7 +91,7 @@ def test_memory_of_a_device_follows_from_shapes(config, two):
 
 def test_a_chip_that_is_not_known_is_not_made_up(config, two):
     arch, mesh = preset("tiny"), make_mesh(config.mesh)
-    plan = conclude(config, arch, "cpu", abstract_step(config, arch, mesh), two, (2,), 1.0)
+    plan = conclude(config, arch, "cpu", abstract_step(config, arch, mesh), two, depths=(2,), compile_seconds=1.0)
     assert (plan.cycles, plan.step_seconds, plan.tokens_per_second, plan.mfu) == (None,) * 4
     text = report.text(plan, advise(arch, plan))
     assert "MFU" not in text
@@ -103,7 +104,7 @@ def test_time_is_cycles_over_the_clock_and_mfu_leaves_recomputation_out(config, 
     monkeypatch.setattr("mole_jax.planning.predict.chip_of", lambda device: CHIP)
     # Kernels without an estimate: 10 TFLOP take 0.1 s at the peak, longer than their 50 GB at 1 TB/s.
     timed = dataclasses.replace(two, cycles=1_900_000_000, kernels=Kernels(3, 10**13, 5 * 10**10))
-    plan = conclude(config, arch, "cpu", abstract_step(config, arch, mesh), timed, (2,), 1.0)
+    plan = conclude(config, arch, "cpu", abstract_step(config, arch, mesh), timed, depths=(2,), compile_seconds=1.0)
     assert plan.kernel_seconds == pytest.approx(0.1)
     assert plan.step_seconds == pytest.approx(2.0)
     assert plan.network_seconds == pytest.approx(sum(one.sent for one in plan.exchanges) / 1e11)
@@ -153,16 +154,16 @@ def test_sweep_compiles_the_config_and_the_most_promising(config, tmp_path, monk
 def facts(layers: int, **change) -> Facts:
     one = Collective("all-gather", ("fsdp",), 100, 75.0, 3 * layers)
     known = Facts(
-        layers,
-        1000 + 10 * layers,
-        50,
-        None,
-        500 + 7 * layers,
-        900 + layers,
-        20 * layers,
-        Kernels(layers, 5 * layers, 7 * layers),
-        (one,),
-        1.0,
+        layers=layers,
+        temporary=1000 + 10 * layers,
+        code=50,
+        needed=None,
+        cycles=500 + 7 * layers,
+        traffic=900 + layers,
+        kept=20 * layers,
+        kernels=Kernels(layers, 5 * layers, 7 * layers),
+        collectives=(one,),
+        seconds=1.0,
     )
     return dataclasses.replace(known, **change)
 
@@ -189,7 +190,16 @@ def test_the_compilers_word_on_too_little_memory(message, gib):
 
 
 def plan(**change) -> Prediction:
-    memory = Memory(GIB, 2 * GIB, 2 * GIB, 0, GIB, GIB, 0, 16 * GIB)
+    memory = Memory(
+        trainable=GIB,
+        frozen=2 * GIB,
+        optimizer=2 * GIB,
+        batch=0,
+        activations=GIB,
+        other_temporary=GIB,
+        code=0,
+        available=16 * GIB,
+    )
     known = Prediction(
         topology="v5e:4x4",
         device_kind="TPU v5 lite",
@@ -308,10 +318,32 @@ def test_best_first_is_what_fits_and_is_fastest():
     assert "over" in table[2]
 
 
+def test_an_answer_tells_the_best_and_after_a_sweep_all():
+    one, other = plan(), plan(rows=64)
+    alone = Answer([one], ["raise the batch"])
+    assert alone.text() == report.text(one, ["raise the batch"])
+    assert alone.to_json() == {**as_json(one), "advice": ["raise the batch"]}
+    swept = Answer([one, other], ["raise the batch"], fitting=9)
+    assert swept.text().endswith(
+        f"compiled 2 of 9 that fit by a rough estimate (--limit); the best of them:\n\n{alone.text()}"
+    )
+    assert swept.text().startswith(report.right_aligned([report.COLUMNS, report.row(one), report.row(other)]) + "\n")
+    assert swept.to_json() == {**alone.to_json(), "sweep": [as_json(one), as_json(other)]}
+
+
 def test_figure_is_written(tmp_path):
     file = tmp_path / "plan.png"
     report.draw(plan(), file)
     assert file.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"none/plan.png: cannot be written"):
+        report.draw(plan(), tmp_path / "none" / "plan.png")
+
+
+def test_a_damaged_file_of_the_cache_is_named(compiled, two, config, tmp_path):
+    (known,) = [file for file in compiled[1].glob("*.json") if json.loads(file.read_text())["layers"] == 2]
+    (tmp_path / known.name).write_text(known.read_text()[:100])
+    with pytest.raises(UserError, match=f"{known.name}: cannot be read as JSON .* delete it"):
+        compile_step(config, with_layers(preset("tiny"), 2), make_mesh(config.mesh), "cpu", tmp_path)
 
 
 def test_architecture_of_a_hub_base_needs_no_weights(config):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mole_jax import api
-from mole_jax.config import DecodingConfig
+from mole_jax.config import DecodingConfig, MeshConfig
 from mole_jax.data.conversation import Turn
 from mole_jax.errors import UserError
 from mole_jax.serving.assistant import Assistant
@@ -203,3 +203,12 @@ def test_adapters_are_cast_once_and_the_router_never(assistant):
     assert mlp["router"]["kernel"].dtype == jnp.float32
     adapters = jax.tree.leaves({name: mlp[name]["adapter"] for name in ("gate_proj", "up_proj", "down_proj")})
     assert {leaf.dtype for leaf in adapters} == {jnp.dtype("bfloat16")}
+
+
+def test_help_tells_every_setting_of_decoding_and_mesh():
+    told = door("--help").stdout
+    for config, prefix in ((DecodingConfig, "--"), (MeshConfig, "--mesh.")):
+        for field in dataclasses.fields(config):
+            assert f"{prefix}{field.name.replace('_', '-')} " in told
+    for text in ("(default: 256)", "0 takes the most probable token (greedy)", "at least 1", "Over 1 makes every text"):
+        assert text in " ".join(told.replace("│", " ").split())

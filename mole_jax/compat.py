@@ -1,0 +1,79 @@
+"""What we use of other libraries that they keep private. All of it is here, and `tests/test_compat.py` sees to that.
+
+Each piece says what it is for, why nothing public does it, and in which version it was seen to work. Whoever raises a
+version in pyproject.toml begins here. Libraries are imported where they are used: command lines are read before jax is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+
+def option_strings(parser: argparse.ArgumentParser) -> list[str]:
+    """Returns every flag that a parser knows, such as ``--config``.
+
+    Private: `ArgumentParser._actions` (Python 3.12). The public methods only add flags, or print them as text.
+    """
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
+def job_client() -> Any:
+    """Returns this process's client of the coordinator: key-value store and barriers with a time limit.
+
+    Private: `jax._src.distributed.global_state` (jax 0.12.0; orbax 0.12 takes it from there too).
+    `jax.experimental.multihost_utils` has barriers, but they run on the devices and wait for ever.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def on_tpu_vm() -> bool:
+    """Returns whether this machine is a TPU VM that Google Cloud set up, as jax found when it was imported.
+
+    Private: `jax._src.cloud_tpu_init.running_in_cloud_tpu_vm` (jax 0.12.0). Asking for devices would tell too, but a
+    job of several processes has to be joined before that.
+    """
+    from jax._src import cloud_tpu_init
+
+    return cloud_tpu_init.running_in_cloud_tpu_vm
+
+
+def detected_process(timeout: int) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
+    """Returns (coordinator, processes, process, devices) as the launcher of this process tells them.
+
+    Raises whatever jax raises when the launcher does not tell enough.
+
+    Private: `jax._src.clusters.ClusterEnv` (jax 0.12.0). `jax.distributed.initialize` asks the same, but joins the job
+    in the same call: a job of one process can do without it, and the roll is to be called before.
+    """
+    from jax._src import clusters
+
+    return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        coordinator_address=None,
+        num_processes=None,
+        process_id=None,
+        local_device_ids=None,
+        cluster_detection_method=None,
+        initialization_timeout=timeout,
+    )
+
+
+def array_writer(write: Callable[[Any, Any], Awaitable[None]]) -> Any:
+    """Returns an orbax type handler that leaves the writing of each array to ``await write(value, store)``.
+
+    `store` is the array's open `tensorstore.TensorStore`; `value` is what was given to save, with `shape` and `dtype`.
+
+    Private: `NumpyHandler._open_and_write` (orbax-checkpoint 0.12.8). Orbax's handlers want whole arrays in memory and
+    write them all at once; a handler of its own would have to repeat their layout on disk.
+    """
+    import tensorstore as ts
+    from orbax.checkpoint import type_handlers
+
+    class Writer(type_handlers.NumpyHandler):
+        async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: ts.Context) -> None:
+            await write(value, await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context))
+
+    return Writer(deepcopy_host_arrays=False)

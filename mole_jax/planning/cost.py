@@ -1,0 +1,215 @@
+"""What a step costs one device, by the text of its compiled program: collectives, cycles, memory traffic, activations.
+
+`cost_analysis()` counts the body of a loop once and says nothing of collectives; the text has both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+
+from mole_jax.planning.groups import axes_of
+from mole_jax.planning.hlo import HloModule, Instruction
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+FREE = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "iota", "partition-id", "after-all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation, as often as a step runs it."""
+
+    kind: str
+    axes: tuple[str, ...]
+    """Mesh axes that it reaches over; ("?",) where its groups are none of the mesh."""
+    payload: int
+    """Bytes of the whole array on a device: gathered, to be reduced, or exchanged."""
+    sent: float
+    """Bytes that a device sends in a ring: (n-1)/n of the payload for n devices, twice that for an all-reduce."""
+    count: int
+    """Times a step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """Kernels that the compiler calls without estimating them (Pallas, `ragged_dot`, gathers), over a step."""
+
+    count: int = 0
+    flops: int = 0
+    """As a kernel declares them; 0 for a gather."""
+    traffic: int = 0
+    """Bytes: as a kernel declares them, else of operands and result."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a step costs one device by the text of its program, every loop's body taken as often as it runs."""
+
+    collectives: tuple[Collective, ...]
+    cycles: int | None
+    """The compiler's estimate, summed; None where the platform's compiler gives none."""
+    traffic: int
+    """Bytes read and written by the operations that run one after the other, main memory only."""
+    kept: int
+    """Bytes that forward loops stack up for the backward pass: the activations."""
+    kernels: Kernels
+    """What `cycles` leaves out."""
+
+
+def cost_of(module: HloModule, mesh_shape: Mapping[str, int]) -> Cost:
+    """Adds up a program. `mesh_shape` is that of the mesh whose devices, in order, are the program's partitions.
+
+    Of a conditional the branch of most cycles (of most traffic, where no cycles are known) counts.
+    """
+    sums = _Sums(module, mesh_shape)
+    sums.run(module.entry, 1)
+    collectives = tuple(
+        dataclasses.replace(one, count=count)
+        for one, count in sorted(sums.collectives.items(), key=lambda item: -item[0].sent * item[1])
+    )
+    kernels = Kernels(*sums.kernels) if sums.cycles else Kernels()
+    return Cost(collectives, sums.cycles or None, sums.traffic, sums.kept, kernels)
+
+
+class _Sums:
+    """The costs of what has run so far."""
+
+    def __init__(self, module: HloModule, mesh_shape: Mapping[str, int]):
+        self.module, self.mesh_shape = module, mesh_shape
+        self.cycles = self.traffic = self.kept = 0
+        self.kernels = [0, 0, 0]
+        self.collectives: dict[Collective, int] = {}
+
+    def run(self, name: str, times: int) -> None:
+        """Adds a computation that runs so many times."""
+        computation = self.module.computations[name]
+        seen: set[str] = set()
+        for one in computation.values():
+            if one.opcode == "while":
+                self.loop(one, times)
+            elif one.opcode == "conditional":
+                branches = one.called("branch_computations", "true_computation", "false_computation")
+                self.add(max(map(self.alone, branches), key=lambda sums: (sums.cycles, sums.traffic)), times)
+            elif one.opcode == "call":
+                self.run(one.called("to_apply", "calls")[0], times)
+            else:
+                self.operation(one, computation, seen, times)
+
+    def loop(self, one: Instruction, times: int) -> None:
+        trips = self.module.trips(one)
+        # The scan over layers of the differentiated function; its transpose only reads what this one stacked.
+        if "jvp(" in one.attributes and "transpose(" not in one.attributes:
+            self.kept += times * self.module.stacked(one, trips)
+        self.run(one.called("body")[0], times * trips)
+
+    def operation(self, one: Instruction, computation: Mapping[str, Instruction], seen: set[str], times: int) -> None:
+        """Adds one operation of a computation; `seen` are the channels of the collectives counted there."""
+        self.cycles += times * one.cycles
+        moved = traffic(self.module, computation, one)
+        self.traffic += times * moved
+        exchanges = list(self.found(one, one.opcode, one))
+        if not exchanges and is_kernel(one):
+            declared = re.search(r'"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', one.attributes)
+            flops, size = (int(declared[1]), int(declared[2])) if declared else (0, moved)
+            self.add_kernels([1, flops, size], times)
+        for kind, what in exchanges:
+            # One collective overlapped with several fusions stands in each of them under one channel.
+            channel = re.search(r"channel_id=(\d+)", what.attributes)
+            if channel is None or channel[1] not in seen:
+                self.count(kind, what, times)
+            seen.add(channel[1] if channel else "")
+
+    def alone(self, branch: str) -> _Sums:
+        sums = _Sums(self.module, self.mesh_shape)
+        sums.run(branch, 1)
+        return sums
+
+    def add(self, other: _Sums, times: int) -> None:
+        self.cycles += times * other.cycles
+        self.traffic += times * other.traffic
+        self.kept += times * other.kept
+        self.add_kernels(other.kernels, times)
+        for one, count in other.collectives.items():
+            self.collectives[one] = self.collectives.get(one, 0) + times * count
+
+    def add_kernels(self, more: list[int], times: int) -> None:
+        self.kernels = [a + times * b for a, b in zip(self.kernels, more, strict=True)]
+
+    def found(self, one: Instruction, opcode: str, outer: Instruction) -> Iterator[tuple[str, Instruction]]:
+        """Yields kind and instruction of the collectives in `one` and what it calls."""
+        kind = opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            # XLA:TPU writes a reduce-scatter as a fusion, named so, of an all-reduce and a slice.
+            scatters = kind == "all-reduce" and any(
+                name.startswith("all-reduce-scatter") for name in outer.called("calls")
+            )
+            yield "reduce-scatter" if scatters else kind, one
+        elif not opcode.endswith(("-done", "-update")):
+            for name in one.called("calls"):
+                for inner in self.module.computations.get(name, {}).values():
+                    yield from self.found(inner, inner.opcode, one)
+
+    def count(self, kind: str, one: Instruction, times: int) -> None:
+        axes, n = axes_of(one.attributes, self.mesh_shape)
+        if n == 1:
+            return
+        size = payload(kind, one, n)
+        ring = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(kind, (n - 1) / n)
+        key = Collective(kind, axes, size, size * ring, 0)
+        self.collectives[key] = self.collectives.get(key, 0) + times
+
+
+def payload(kind: str, one: Instruction, devices: int) -> int:
+    """Returns the bytes of the whole array that a collective of a group of so many devices is about."""
+    started, size = one.opcode.endswith("-start"), one.bytes
+    if kind == "all-gather" and started:  # its result is (operand, gathered)
+        return size * devices // (devices + 1)
+    if kind == "collective-permute" and started:  # (operand, result)
+        return size // 2
+    if kind == "reduce-scatter" and one.opcode != "all-reduce":
+        return size * devices // (devices + 1) if started else size * devices
+    return size
+
+
+def is_kernel(one: Instruction) -> bool:
+    """Tells whether an operation is a kernel of which the TPU's compiler estimates no cycles."""
+    called = one.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in one.attributes
+    return (called or (one.opcode == "fusion" and "kind=kCustom" in one.attributes)) and one.cycles == 0
+
+
+def traffic(module: HloModule, computation: Mapping[str, Instruction], one: Instruction) -> int:
+    """Returns the bytes that one operation reads and writes in main memory; of an array it only slices, the slice."""
+    if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
+        return 0
+    inner = module.computations.get((one.called("calls") or [""])[0], {}) if one.opcode == "fusion" else {}
+    return bytes_read(computation, inner, one) + bytes_written(computation, inner, one)
+
+
+def bytes_read(computation: Mapping[str, Instruction], inner: Mapping[str, Instruction], one: Instruction) -> int:
+    """Returns what an operation reads; `inner` is the computation of a fusion, empty for anything else."""
+    inputs = {int(p.attributes.split(")")[0] or 0): p for p in inner.values() if p.opcode == "parameter"}
+    total = 0
+    for number, name in enumerate(one.operands):
+        operand = computation.get(name)
+        if operand is None or any(shape.near for shape in operand.shapes):
+            continue
+        users = [user for user in inner.values() if number in inputs and inputs[number].name in user.operands]
+        if one.opcode in ("dynamic-slice", "gather") and number == 0:
+            total += one.bytes
+        elif one.opcode == "dynamic-update-slice" and number == 0:
+            continue
+        elif users and all(user.opcode in ("dynamic-slice", "gather", "dynamic-update-slice") for user in users):
+            total += sum(user.bytes for user in users if user.opcode != "dynamic-update-slice")
+        else:
+            total += operand.bytes
+    return total
+
+
+def bytes_written(computation: Mapping[str, Instruction], inner: Mapping[str, Instruction], one: Instruction) -> int:
+    """Returns what an operation writes; see `bytes_read`."""
+    source = inner or computation
+    for update in inner.values() if inner else [one]:
+        if update.opcode == "dynamic-update-slice":
+            return source[update.operands[1]].bytes if update.operands[1] in source else 0
+    return sum(shape.bytes for shape in one.shapes if not shape.near)
