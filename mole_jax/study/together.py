@@ -50,7 +50,7 @@ class KeptLoader(Loader):
         return dict(self.kept[place])
 
 
-class Programs(NamedTuple):
+class SeedPrograms(NamedTuple):
     """What is compiled for runs that differ in data and seed alone."""
 
     step: Any
@@ -97,7 +97,7 @@ class SeedsTogether:
     """Trains seeds of one run together, run after run; keeps the programs and the records that the next may need."""
 
     def __init__(self) -> None:
-        self._programs: dict[Any, Programs] = {}
+        self._programs: dict[Any, SeedPrograms] = {}
         self._loaders: dict[Any, KeptLoader] = {}
 
     def train(self, configs: Sequence[Config], workdirs: Sequence[epath.Path]) -> None:
@@ -198,15 +198,15 @@ class SeedsTogether:
         ]
 
 
-def _compiled(run: Run) -> Programs:
-    over_seeds = jax.vmap(run.maker.train_step, in_axes=(0, None, 0, 0))
+def _compiled(run: Run) -> SeedPrograms:
+    over_seeds = jax.vmap(run.train_step, in_axes=(0, None, 0, 0))
 
     def step(states: TrainState, frozen: Tree, batches: Arrays, seeds: jax.Array) -> tuple[TrainState, list[Any]]:
         states, outputs = over_seeds(states, frozen, batches, seeds)
         # Cut here, where it costs nothing, and not array by array on the host's command.
         return states, [jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(len(seeds))]
 
-    return Programs(jax.jit(step, donate_argnums=0), run.evaluation_step)
+    return SeedPrograms(jax.jit(step, donate_argnums=0), run.evaluation_step)
 
 
 def _program_key(run: Run) -> Any:

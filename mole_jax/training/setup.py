@@ -24,8 +24,8 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
 from mole_jax.parameters import Tree, flatten, split_trainable
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.training.optimizer import direction, schedule
-from mole_jax.training.step import StepMaker, TrainState
+from mole_jax.training.optimizer import make_tx, schedule
+from mole_jax.training.step import TrainState, TrainStep
 from mole_jax.training.summary import trainable_table
 from mole_jax.weights.open import open_model, open_source
 from mole_jax.weights.run import Meta, latest_step, write_params
@@ -61,7 +61,7 @@ class Run:
     frozen: Tree
     state: TrainState
     """At step 0. Donated by the first step."""
-    maker: StepMaker
+    train_step: TrainStep
     """What `step` is made of."""
     step: jax.stages.Wrapped
     """Of a state (donated), the frozen arrays and a batch's arrays: the next state and metrics."""
@@ -102,7 +102,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     hosts.agree("data", mixture.get_state()["mixture"])
     total_steps = count_steps(config, mixture, workdir)
     trainable, frozen = split_trainable(opened.place(), spec.declarations, config.train.trainable)
-    maker, state = prepare(config, spec, mesh, trainable, total_steps)
+    train_step, state = prepare(config, spec, mesh, trainable, total_steps)
     if config.model.base is not None:
         base, base_hash = locate(config.model.base), source.content_hash()
     elif frozen:
@@ -126,46 +126,51 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         write_json(workdir / "trainable.json", trainable_table(spec.declarations, config.train.trainable))
     hosts.barrier("start")
     return Run(
-        config,
-        workdir,
-        mesh,
-        spec,
-        meta,
-        tokenizer,
-        mixture,
-        total_steps,
-        frozen,
-        state,
-        maker,
-        compiled_step(maker, state, mesh),
-        jax.jit(maker.forward.evaluation_step, out_shardings=replicated(mesh)),
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        spec=spec,
+        meta=meta,
+        tokenizer=tokenizer,
+        mixture=mixture,
+        total_steps=total_steps,
+        frozen=frozen,
+        state=state,
+        train_step=train_step,
+        step=compiled_step(train_step, state, mesh),
+        evaluation_step=jax.jit(train_step.forward.evaluation_step, out_shardings=replicated(mesh)),
     )
 
 
 def prepare(
     config: Config, spec: ModelSpec, mesh: jax.sharding.Mesh, trainable: Tree, total_steps: int
-) -> tuple[StepMaker, TrainState]:
-    """Returns the step's maker and the state at step 0; where `trainable` is abstract, so is the state.
+) -> tuple[TrainStep, TrainState]:
+    """Returns the step and the state at step 0; where `trainable` is abstract, so is the state.
 
     The optimizer's moments lie where their parameters lie.
     """
-    change = direction(config.optimizer, spec.declarations)
-    forward = Forward(config, spec.graph, len(config.data.domains))
-    maker = StepMaker(config, forward, spec.declarations, change, schedule(config.optimizer, total_steps))
+    tx = make_tx(config.optimizer, spec.declarations)
+    train_step = TrainStep(
+        config=config,
+        forward=Forward(config, spec.graph, len(config.data.domains)),
+        declarations=spec.declarations,
+        tx=tx,
+        factor=schedule(config.optimizer, total_steps),
+    )
     everywhere = replicated(mesh)
-    moments = optax.tree.map_params(
-        change,
+    opt_state = optax.tree.map_params(
+        tx,
         lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
-        jax.eval_shape(change.init, trainable),
+        jax.eval_shape(tx.init, trainable),
         trainable,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     )
     zero: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     if isinstance(jax.tree.leaves(trainable)[0], jax.ShapeDtypeStruct):
-        return maker, TrainState(zero, zero, trainable, moments)
-    moments = jax.jit(change.init, out_shardings=shardings_of(moments))(trainable)
+        return train_step, TrainState(step=zero, applied=zero, params=trainable, opt_state=opt_state)
+    opt_state = jax.jit(tx.init, out_shardings=shardings_of(opt_state))(trainable)
     step, applied = (jax.device_put(jnp.zeros((), jnp.int32), everywhere) for _ in range(2))
-    return maker, TrainState(step, applied, trainable, moments)
+    return train_step, TrainState(step=step, applied=applied, params=trainable, opt_state=opt_state)
 
 
 def shardings_of(tree: Any) -> Any:
@@ -173,10 +178,10 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def compiled_step(maker: StepMaker, state: TrainState, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+def compiled_step(train_step: TrainStep, state: TrainState, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """Returns the jitted training step; it donates the state it is given."""
     # Without out_shardings donation silently does not happen on a mesh.
-    return jax.jit(maker.train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
 
 
 def check_same_run(workdir: epath.Path, config: Config) -> None:
