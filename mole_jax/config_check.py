@@ -6,6 +6,10 @@ import math
 
 from mole_jax.config import ATTENTION_TARGETS, GROUPS, MLP_TARGETS, Config, DecodingConfig
 from mole_jax.errors import UserError, nearest
+from mole_jax.terminal import escaped, shortened
+
+MOST_NAME_BYTES = 200
+"""Of a domain's or task's name: files are called after tasks, and a file's name has at most 255 bytes."""
 
 
 def check_decoding(decoding: DecodingConfig, field: str) -> DecodingConfig:
@@ -23,6 +27,15 @@ def check_decoding(decoding: DecodingConfig, field: str) -> DecodingConfig:
         if not ok:
             raise UserError(f"{field}.{name} is {getattr(d, name)}, {rule}")
     return decoding
+
+
+def check_name(name: str, field: str) -> None:
+    """Raises `UserError` where the name of a domain or a task cannot stand in tables and in names of files."""
+    if not name or escaped(name) != name or "/" in name or len(name.encode()) > MOST_NAME_BYTES:
+        raise UserError(
+            f"config: {field} has a name '{shortened(name)}'; a name is 1 to {MOST_NAME_BYTES} bytes without '/' and "
+            "control characters, since files are called after it"
+        )
 
 
 def check(config: Config) -> Config:
@@ -93,6 +106,7 @@ def check(config: Config) -> Config:
     names = [domain.name for domain in data.domains]
     need(len(set(names)) == len(names), f"data.domains has two domains of one name among {', '.join(names)}")
     for domain in data.domains:
+        check_name(domain.name, "data.domains")
         need(domain.weight >= 0, f"data.domains: {domain.name} has weight {domain.weight}, it must not be negative")
         need(domain.repeat > 0, f"data.domains: {domain.name} has repeat {domain.repeat}, it must be over 0")
         need(
@@ -143,6 +157,7 @@ def check(config: Config) -> Config:
     )
     need(evaluation.batch_size >= 1, f"evaluation.batch_size is {evaluation.batch_size}, it must be at least 1")
     for task in evaluation.tasks:
+        check_name(task.name, "evaluation.tasks")
         check_decoding(task.decoding, f"config: evaluation.tasks: {task.name}.decoding")
         need(
             task.ability is None or task.metric == "contains",

@@ -6,6 +6,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from mole_jax.terminal import escaped
+
 
 class UserError(Exception):
     """A mistake outside this code: config, data, checkpoint or mesh.
@@ -25,5 +27,10 @@ def run_door(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         sys.exit(2)
+
+
+def print_error(error: UserError) -> None:
+    """Prints `error` on stderr as one line, whatever it quotes from a file."""
+    print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ import sys
 from mole_jax import cli
 from mole_jax.errors import UserError, run_door
 from mole_jax.parallel.launch import add_flags
+from mole_jax.terminal import escaped
 
 COMPARE = "--compare"
 
@@ -58,7 +59,7 @@ def _compare() -> None:
     from mole_jax.weights.run import absolute
 
     found = compare(*flags.compare)
-    print(found.text())
+    print(escaped(found.text(), keep="\n"))
     if flags.workdir is not None:
         found.write(absolute(flags.workdir))
 

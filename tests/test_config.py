@@ -96,6 +96,20 @@ def test_json_round_trip_is_exact(config: Config):
     assert repr(again) == repr(config)
 
 
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x1b[2Kb", "../up", "a/b", "x" * 201, "\u202eb", "\ud800"])
+def test_a_name_that_cannot_name_a_file_is_refused(name: str):
+    domains = (DomainConfig(name, "a.json"),)
+    with pytest.raises(UserError, match=r"(?s)data\.domains has a name .*; a name is 1 to 200 bytes"):
+        check(dataclasses.replace(VALID, data=DataConfig(domains=domains)))
+    tasks = EvaluationConfig(tasks=(TaskConfig(name, "a.json"),))
+    with pytest.raises(UserError, match=r"evaluation\.tasks has a name"):
+        check(dataclasses.replace(VALID, evaluation=tasks))
+
+
+def test_a_name_may_hold_what_is_no_formula():
+    assert check(dataclasses.replace(VALID, data=DataConfig(domains=(DomainConfig(r"$\frac{$", "a.json"),))))
+
+
 def test_json_without_a_field_takes_its_default():
     values = to_json(VALID)
     del values["checkpoint"], values["train"]["log_every"]

@@ -18,6 +18,7 @@ from mole_jax.parallel import hosts
 from mole_jax.parameters import group_of
 from mole_jax.study.config import Arm, Study, arms
 from mole_jax.study.together import Bench
+from mole_jax.terminal import escaped
 from mole_jax.training.loop import train
 from mole_jax.training.state import ModelSpec
 from mole_jax.training.telemetry import read_metrics
@@ -146,4 +147,4 @@ def _listed(seeds: Sequence[int]) -> str:
 
 def _say(line: str) -> None:
     if hosts.is_first():
-        print(line, file=sys.stderr, flush=True)
+        print(escaped(line), file=sys.stderr, flush=True)

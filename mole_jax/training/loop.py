@@ -106,7 +106,8 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
     kind = {"none": "no adapters", "lora": f"LoRA r={adapter.rank}"}.get(
         adapter.kind, f"MoLE E={adapter.experts} r={adapter.rank}, router gradient {adapter.router_gradient}"
     )
-    progress.say(format_table(trainable_table(run.spec.declarations, config.train.trainable)))
+    for line in format_table(trainable_table(run.spec.declarations, config.train.trainable)).split("\n"):
+        progress.say(line)
     progress.say(f"{config.name}: {kind}; {trained:,} trainable and {frozen:,} frozen numbers")
     progress.say(
         f"{run.mesh.devices.size} x {run.mesh.devices.flat[0].device_kind} ({shape}); "

@@ -17,6 +17,8 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from mole_jax.terminal import escaped, warning
+
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 REMOTE_FLUSH_SECONDS = 30.0
@@ -170,7 +172,7 @@ class Progress:
         """Shows that `step` is done, with the `metrics` that `MetricsWriter.write` takes."""
         if not self._show:
             return
-        text = describe(metrics)
+        text = escaped(describe(metrics))
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -180,8 +182,14 @@ class Progress:
             self._last = now
             print(f"step {step}/{self._total}  {text}", file=self._stream, flush=True)
 
-    def say(self, text: str) -> None:
-        """Prints a line without breaking the bar."""
+    def say(self, text: str, *, warn: bool = False) -> None:
+        """Prints a line without breaking the bar; what it quotes from a file is escaped.
+
+        With `warn` it is coloured where the stream is a terminal.
+        """
+        text = escaped(text)
+        if warn:
+            text = warning(text, self._stream)
         if self._bar is not None:
             tqdm.write(text, file=self._stream)
         elif self._show:
