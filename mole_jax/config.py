@@ -230,7 +230,7 @@ class DecodingConfig:
     temperature: float = 0.0
     """What logits are divided by before a token is drawn; 0 takes the most probable token (greedy)."""
     top_k: int | None = None
-    """Draw among this many most probable tokens. None: all."""
+    """Draw among this many most probable tokens. None or 0: all."""
     top_p: float = 1.0
     """Draw among the fewest most probable tokens that have this probability together; 1: all."""
     repetition_penalty: float = 1.0

@@ -18,7 +18,7 @@ def check_decoding(decoding: DecodingConfig, field: str) -> DecodingConfig:
     for name, ok, rule in (
         ("max_new_tokens", d.max_new_tokens >= 1, "it must be at least 1"),
         ("temperature", 0 <= d.temperature < math.inf, "it must not be negative; 0 is greedy"),
-        ("top_k", d.top_k is None or d.top_k >= 1, "it must be at least 1, or None for all tokens"),
+        ("top_k", d.top_k is None or d.top_k >= 0, "it must not be negative; 0 is all tokens"),
         ("top_p", 0 < d.top_p <= 1, "it must be over 0 and at most 1"),
         ("repetition_penalty", 0 < d.repetition_penalty < math.inf, "it must be over 0; 1 is no penalty"),
         ("stop", all(d.stop), "none may be empty; take the empty one out"),

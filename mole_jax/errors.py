@@ -16,9 +16,9 @@ class UserError(Exception):
     """
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Returns ``", did you mean 'x'?"`` for the closest candidate, or an empty string."""
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
     return f", did you mean '{found[0]}'?" if found else ""
 
 

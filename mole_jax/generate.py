@@ -38,7 +38,7 @@ def _parse() -> argparse.Namespace:
     defaults = DecodingConfig(max_new_tokens=256)
     add("--max-new-tokens", type=int, default=defaults.max_new_tokens, help="longest answer (default: 256)")
     add("--temperature", type=float, default=defaults.temperature, help="0 is greedy (default: 0)")
-    add("--top-k", type=int, help="draw among this many most probable tokens; default: all")
+    add("--top-k", type=int, help="draw among this many most probable tokens; 0 and default: all")
     add("--top-p", type=float, default=defaults.top_p, help="draw among the fewest tokens of this probability")
     add("--repetition-penalty", type=float, default=defaults.repetition_penalty, help="over 1: repeat less")
     add("--stop", action="append", default=[], metavar="TEXT", help="text that ends an answer; repeatable")

@@ -14,6 +14,7 @@ from mole_jax.data.image import check_image, load_image
 from mole_jax.data.records import Records, image_root, parse_record, read_records
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
+from mole_jax.terminal import shortened
 
 BAD_RECORD, BAD_IMAGE = "bad record", "bad image"
 TOO_LONG, TOO_MANY_IMAGES = "too long", "too many images"
@@ -196,8 +197,8 @@ class Loader:
 
     @staticmethod
     def _where(source: Source, index: int, example: Example) -> str:
-        return f"{source.records.file}: record {index} (id '{example.id}')"
+        return f"{source.records.file}: record {index} (id '{shortened(example.id)}')"
 
     @staticmethod
     def _problem(reason: str, message: str, example: Example) -> RecordProblem:
-        return RecordProblem(reason, message, f"{example.domain}/{example.id}")
+        return RecordProblem(reason, message, f"{example.domain}/{shortened(example.id)}")

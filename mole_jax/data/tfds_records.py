@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mole_jax.data.json_file import decode
 from mole_jax.errors import UserError
 
 TFDS = "tfds:"
@@ -67,7 +67,7 @@ class TfdsRecords(Sequence):
             record["conversations"] = [dict(zip(columns, row, strict=True)) for row in rows]
         elif isinstance(conversations, str):
             try:
-                record["conversations"] = json.loads(conversations)
+                record["conversations"] = decode(conversations)
             except ValueError as error:
                 raise UserError(
                     f"{self.file}: record {index}, field conversations: not JSON ({error}); prepare the set again"

@@ -29,6 +29,7 @@ from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
 from mole_jax.serving.sampler import Prompt, Sampler, ending
+from mole_jax.terminal import shortened
 from mole_jax.training.step import Sums
 
 READERS = 8
@@ -125,7 +126,7 @@ class Evaluator:
             try:
                 check_references(task.metric, one.references)
             except UserError as error:
-                raise UserError(f"{task.path}: record {number} (id '{one.id}'): {error}") from None
+                raise UserError(f"{task.path}: record {number} (id '{shortened(one.id)}'): {error}") from None
         return asked
 
     def answer(self, task: TaskConfig, asked: Questions, answers: Answers, params: Tree, frozen: Tree) -> None:
@@ -147,9 +148,9 @@ class Evaluator:
             for number, one in batch:
                 if len(one.tokens) + most > room:
                     raise UserError(
-                        f"{task.path}: record {number} (id '{one.id}'): the question has {len(one.tokens)} tokens and "
-                        f"the answer may have {most}, the model has room for {room} together; shorten it or lower "
-                        f"decoding.max_new_tokens of task {task.name}"
+                        f"{task.path}: record {number} (id '{shortened(one.id)}'): the question has {len(one.tokens)} "
+                        f"tokens and the answer may have {most}, the model has room for {room} together; shorten it or "
+                        f"lower decoding.max_new_tokens of task {task.name}"
                     )
             prompts = [Prompt(one.tokens, one.images, number) for number, one in batch]
             answers.add([one.id for _, one in batch], sampler.answers(weights, {}, prompts))
