@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mole_jax.config import DataConfig
 from mole_jax.data import mixing
+from mole_jax.data.colour import REMARKS
 from mole_jax.data.load import TOO_LONG, TOO_MANY_IMAGES, Layout, Loaded, Loader, RecordProblem, Source
 from mole_jax.data.tokenizer import Tokenizer
 
@@ -30,6 +32,8 @@ class DomainCounts:
     """Tokens of the longest usable record."""
     share: float
     """Share of the draws under data.mix."""
+    remarks: Mapping[str, int]
+    """Images by what a user should know of them (`mole_jax.data.colour.REMARKS`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,9 @@ class Inspection:
                 lines.append(
                     f"{domain.name}: {domain.turns_dropped} records begin with an assistant turn; it is left out"
                 )
+            for remark, text in REMARKS.items():
+                if count := domain.remarks.get(remark):
+                    lines.append(f"{domain.name}: {count} of {domain.images} images {text}")
         lines += [f"{problem.reason}: {problem}" for problem in self.problems]
         lines.append(f"{len(self.problems)} problem(s)" if self.problems else "no problems")
         return "\n".join(lines)
@@ -79,6 +86,7 @@ def inspect(data: DataConfig, loader: Loader) -> Inspection:
     counts, problems = [], []
     for i, source in enumerate(loader.sources):
         usable = images = tokens = supervised = longest = dropped = 0
+        remarks = collections.Counter()
         for index in range(records[i]):
             try:
                 loaded = loader.load(i, index)
@@ -87,13 +95,16 @@ def inspect(data: DataConfig, loader: Loader) -> Inspection:
                 continue
             usable += 1
             images += len(loaded.images)
+            remarks.update(loader.remarks(i, loaded.example))
             tokens += len(loaded.tokens)
             supervised += int(loaded.supervised.sum())
             longest = max(longest, len(loaded.tokens))
             dropped += len(loaded.example.turns) < len(source.records[index]["conversations"])
         share = shares[i] / sum(shares)
         counts.append(
-            DomainCounts(source.name, records[i], usable, images, dropped, tokens, supervised, longest, share)
+            DomainCounts(
+                source.name, records[i], usable, images, dropped, tokens, supervised, longest, share, dict(remarks)
+            )
         )
     return Inspection(
         tuple(counts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mole_jax.clip import CLIP_MEAN
+from mole_jax.data.colour import remarks, to_rgb
 from mole_jax.errors import UserError
 from mole_jax.terminal import shortened
 
@@ -34,8 +36,8 @@ def load_image(
     """Reads, decodes and squares an image as LLaVA does.
 
     `pad` fills up to a square with CLIP's mean colour and resizes; `crop` resizes the shortest side and
-    cuts out the centre. Both are bicubic. Grey, palette, CMYK and transparent images become RGB by
-    Pillow's `convert`; EXIF orientation is ignored, because LLaVA ignored it.
+    cuts out the centre. Both are bicubic. Every mode becomes RGB by `mole_jax.data.colour.to_rgb`. EXIF
+    orientation is ignored, because LLaVA ignored it (Pillow applies a TIFF's).
 
     Args:
       image: path relative to `root`, or the content of an image file.
@@ -51,9 +53,11 @@ def load_image(
     with _open(image, root, name) as opened:
         _check_size(opened.size, name, size, aspect, max_pixels)
         try:
-            rgb = opened.convert("RGB")
+            rgb = to_rgb(opened)
         except MemoryError:
             raise
+        except UserError as error:
+            raise UserError(f"{name} {error}") from None
         except Exception as error:  # decoders raise whatever a broken file makes them trip over
             raise UserError(f"{name} is broken ({_reason(error)}); replace it or take the record out") from None
     square = _pad(rgb, size) if aspect == "pad" else _crop(rgb, size)
@@ -72,6 +76,15 @@ def check_image(
     name = _name(image)
     with _open(image, root, name) as opened:
         _check_size(opened.size, name, size, aspect, max_pixels)
+
+
+def image_remarks(image: str | bytes, root: str | pathlib.Path | None) -> list[str]:
+    """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`."""
+    with _open(image, root, _name(image)) as opened, warnings.catch_warnings(action="ignore"):
+        try:
+            return remarks(opened)
+        except Exception:  # such as a broken EXIF block, which decoding the pixels does not need
+            return []
 
 
 def _name(image: str | bytes) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt8
 
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data.conversation import PROMPTS, Example, PromptPreset, encode, encode_prompt
-from mole_jax.data.image import check_image, load_image
+from mole_jax.data.image import check_image, image_remarks, load_image
 from mole_jax.data.records import Records, image_root, parse_record, read_records
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
@@ -175,6 +175,11 @@ class Loader:
             where = self._where(source, index, example)
             raise self._problem(BAD_IMAGE, f"{where}, field image: {error}", example) from None
         return np.stack(loaded) if loaded else np.zeros((0, size, size, 3), np.uint8)
+
+    def remarks(self, domain: int, example: Example) -> list[str]:
+        """Returns what a user should know of the images of a usable record (`mole_jax.data.colour.REMARKS`)."""
+        root = self.sources[domain].image_root
+        return [remark for image in example.images for remark in image_remarks(image, root)]
 
     def __call__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Returns record `key` = (domain, index) as the flat element that grain carries.
