@@ -141,6 +141,9 @@ class DataConfig:
     """A broken image, missing file, malformed record and so on: stop with an error, or skip and count."""
     on_too_long: Literal["error", "skip"] = "skip"
     """An example over `sequence_length` or `images_per_row`: stop with an error, or skip and count."""
+    most_skipped: float | None = None
+    """Largest share of a domain's records that may be skipped; above it training stops. None: no limit, since skipping
+    was asked for and how much of it is right is for the data's owner to say; the counts are told at start and end."""
     workers: int = 0
     """Worker processes that read and decode; 0 does it in the training process. Never changes the batches."""
 

@@ -118,6 +118,10 @@ def check(config: Config) -> Config:
     for field in ("sequence_length", "examples_per_row", "images_per_row", "packing_bins", "max_image_pixels"):
         need(getattr(data, field) >= 1, f"data.{field} is {getattr(data, field)}, it must be at least 1")
     need(data.shards is None or data.shards >= 1, f"data.shards is {data.shards}, it must be at least 1")
+    need(
+        data.most_skipped is None or 0 <= data.most_skipped <= 1,
+        f"data.most_skipped is {data.most_skipped}, it is a share: from 0 to 1, or None for no limit",
+    )
     need(data.workers >= 0, f"data.workers is {data.workers}, it must not be negative")
     need((train.steps is None) != (train.epochs is None), "give exactly one of train.steps and train.epochs")
     need(train.steps is None or train.steps >= 1, f"train.steps is {train.steps}, it must be at least 1")

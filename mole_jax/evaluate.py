@@ -8,7 +8,7 @@ import sys
 from mole_jax import cli
 from mole_jax.errors import UserError, run_door
 from mole_jax.parallel.launch import add_flags
-from mole_jax.terminal import escaped
+from mole_jax.terminal import escaped, warning
 
 COMPARE = "--compare"
 
@@ -23,6 +23,7 @@ def main() -> None:
     from mole_jax.parallel import hosts
 
     with hosts.joined(flags, preemptible=False):
+        from mole_jax.data.left_out import of_task
         from mole_jax.evaluation.checkpoint import evaluate_checkpoint
         from mole_jax.evaluation.tables import aligned, score_rows
         from mole_jax.weights.run import absolute
@@ -30,6 +31,10 @@ def main() -> None:
         result = evaluate_checkpoint(config, flags.checkpoint, absolute(flags.workdir), base=flags.base)
         if hosts.is_first():
             print(aligned(score_rows(result)))
+            for name, task in result["tasks"].items():
+                if task.get("skipped"):
+                    line = escaped(f"held-out loss: {(skipped := of_task(name, task))}")
+                    print(warning(line, sys.stderr) if skipped.notable else line, file=sys.stderr)
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:

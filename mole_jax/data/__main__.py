@@ -6,9 +6,13 @@ import argparse
 import sys
 
 from mole_jax import cli
-from mole_jax.data import check
+from mole_jax.data import check, left_out
+from mole_jax.data.load import Source, check_room
+from mole_jax.data.mixture import shard_count
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import run_door
+from mole_jax.terminal import block, escaped, warning
+from mole_jax.training.setup import check_vocabulary
 from mole_jax.weights.source import open_base, tokenizer_path
 
 
@@ -21,17 +25,26 @@ def main() -> None:
     )
     source = open_base(config.model, config.seed)
     architecture = source.architecture
+    tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
+    # What training would refuse before it reads a record is told here too.
+    check_vocabulary(tokenizer, architecture.decoder.vocab)
+    check_room(config.data, image_span=architecture.image_span, positions=architecture.decoder.max_position)
+    shard_count(config.data, config.train.batch_rows)
+    for task in config.evaluation.tasks:
+        Source.open(task.name, task.path, task.image_root)
     loader = check.open_loader(
         config.data,
-        Tokenizer.load(tokenizer_path(config.model, source)),
+        tokenizer,
         image_size=architecture.vision.image_size,
         image_span=architecture.image_span,
         image_token_id=architecture.image_token_id,
     )
     for text in check.preview(config.data, loader, arguments.preview, seed=config.seed):
-        print(text, end="\n\n")
+        print(block(text), end="\n\n")
     inspection = check.inspect(config.data, loader)
-    print(inspection)
+    for line, notable in inspection.lines():
+        print(warning(escaped(line), sys.stdout) if notable else escaped(line))
+    left_out.check((domain.left_out for domain in inspection.domains), config.data.most_skipped)
     if inspection.stops:
         sys.exit(2)
 

@@ -60,8 +60,8 @@ def _eight_bits(image: Image.Image) -> UInt8[np.ndarray, "H W"]:
     if image.mode == "F":
         if not 0 <= low <= high <= _ONE_WHITE:
             raise UserError(
-                f"has float values from {low:g} to {high:g}, and only 0 (black) to 1 (white) have a known meaning; save "
-                "it with 8 bits"
+                f"has float values from {low:g} to {high:g}, and only 0 (black) to 1 (white) have a known meaning; "
+                "save it with 8 bits"
             )
         scaled = np.rint(values * 255).astype(np.uint8)
     else:

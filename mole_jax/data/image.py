@@ -80,7 +80,7 @@ def check_image(
 
 def image_remarks(image: str | bytes, root: str | pathlib.Path | None) -> list[str]:
     """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`."""
-    with _open(image, root, _name(image)) as opened, warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"), _open(image, root, _name(image)) as opened:
         try:
             return remarks(opened)
         except Exception:  # such as a broken EXIF block, which decoding the pixels does not need

@@ -18,7 +18,8 @@ from mole_jax.terminal import shortened
 
 BAD_RECORD, BAD_IMAGE = "bad record", "bad image"
 TOO_LONG, TOO_MANY_IMAGES = "too long", "too many images"
-REASONS = (BAD_RECORD, BAD_IMAGE, TOO_LONG, TOO_MANY_IMAGES)
+TOO_LARGE = (TOO_LONG, TOO_MANY_IMAGES)
+REASONS = (BAD_RECORD, BAD_IMAGE, *TOO_LARGE)
 
 
 class RecordProblem(UserError):
@@ -56,6 +57,20 @@ class Layout:
             image_token_id,
             data.image_aspect,
             data.max_image_pixels,
+        )
+
+
+def check_room(data: DataConfig, *, image_span: int, positions: int | None = None) -> None:
+    """Raises `UserError` if a row of `data` cannot hold an image, or has more positions than the model."""
+    if image_span >= data.sequence_length:
+        raise UserError(
+            f"config: data.sequence_length {data.sequence_length} has no place for an image of {image_span} positions "
+            "and text; raise it"
+        )
+    if positions is not None and data.sequence_length > positions:
+        raise UserError(
+            f"config: data.sequence_length {data.sequence_length} is over the {positions} positions that the base was "
+            "made for; lower it"
         )
 
 

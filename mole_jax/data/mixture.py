@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +12,16 @@ import numpy as np
 from mole_jax.config import DataConfig
 from mole_jax.data import mixing
 from mole_jax.data.batch import Batch, Row, empty_row, stack
-from mole_jax.data.load import Layout, Loader, Source
+from mole_jax.data.left_out import ENOUGH, LeftOut, evenly
+from mole_jax.data.load import Layout, Loader, Source, check_room
 from mole_jax.data.packing import Packer, row_of
 from mole_jax.data.stream import Ledger, Reader, Stream
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 
 STATE_VERSION = 2
+SURVEYED = 3000
+"""Records that `Mixture.survey` looks at: some seconds."""
 MOST_SHARDS = 16
 """Shards without `data.shards`: as many hosts can read without reading more than their share."""
 
@@ -59,6 +63,7 @@ class Mixture:
         skipped_rows = self._own.start * self._rows_each
         self._keep = slice(begin - skipped_rows, end - skipped_rows)
         self._records = [len(source.records) for source in loader.sources]
+        self._usable = [min(n, domain.cap or n) for n, domain in zip(self._records, data.domains, strict=True)]
         self._sizes = mixing.domain_sizes(data, self._records)
         self._shares = mixing.proportions(data, self._sizes)
         self._total = None if epochs is None else round(epochs * self.examples_per_epoch)
@@ -101,11 +106,7 @@ class Mixture:
         Raises:
           UserError: a domain cannot be opened, no image fits into a row, or `data.shards` does not divide the rows.
         """
-        if image_span >= data.sequence_length:
-            raise UserError(
-                f"config: data.sequence_length {data.sequence_length} has no place for an image of {image_span} "
-                "positions and text; raise it"
-            )
+        check_room(data, image_span=image_span)
         sources = tuple(Source.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
         layout = Layout.of(data, image_size=image_size, image_span=image_span, image_token_id=image_token_id)
         loader = Loader(sources, tokenizer, layout)
@@ -212,22 +213,48 @@ class Mixture:
         reader.close()
         return max(-(-number // self._rows_each) for number in rows.values())
 
+    def survey(self) -> list[LeftOut]:
+        """Returns what will be left out of each domain that is drawn, from a look at records spread over it evenly.
+
+        Looks at `SURVEYED` in all, at least `ENOUGH` of each domain; at images, but not at their pixels. What stops the
+        training where it is drawn is not counted.
+        """
+        loader, found = dataclasses.replace(self._loader, decode=False), []
+        most = max(ENOUGH, SURVEYED // len(self._records))
+        for i, domain in enumerate(self._data.domains):
+            if not self._shares[i]:
+                continue
+            chosen = mixing.chosen_records(domain, self._records[i], self._seed)
+            looked_at = evenly(len(chosen), most)
+            reasons = collections.Counter()
+            for number in looked_at:
+                element = loader((i, chosen[number]))
+                if self._ledger.skips(element["reason"]):
+                    reasons[element["reason"]] += 1
+            found.append(LeftOut(domain.name, len(chosen), len(looked_at), dict(reasons)))
+        return found
+
     def report(self, state: dict[str, Any]) -> dict[str, Any]:
         """Returns what was handed out up to a `state` of this mixture.
 
         `fill_rate` is the share of positions that are not padding, in rows that are not empty. For each domain:
-        `records` in its file, `share_expected` and `share_of_examples`, `share_of_tokens` really drawn, `examples`,
-        `tokens` (image positions too), `supervised_tokens`, and `skipped` records by reason.
+        `records` in its file, `usable` after the cap, `read` of them so far, `share_expected` and `share_of_examples`,
+        `share_of_tokens` really drawn, `examples`, `tokens` (image positions too), `supervised_tokens`, and `skipped`
+        records by reason.
         """
         shards = [shard["counts"] for shard in state["shards"].values()]
         examples, of_tokens, supervised = (
             np.sum([counts[name] for counts in shards], axis=0) for name in ("examples", "tokens", "supervised")
         )
         tokens, domains = int(of_tokens.sum()), {}
+        drawn = mixing.drawn(sum(shard["taken"] for shard in state["shards"].values()), self._shares)
         for i, domain in enumerate(self._data.domains):
             reasons = [reason for number, _, reason, _ in state["skipped"] if number == i]
             domains[domain.name] = {
                 "records": self._records[i],
+                "usable": self._usable[i],
+                # A pass has every record once. Shards may differ by a few draws, so this is exact only from then on.
+                "read": min(self._usable[i], max(drawn[i], len(reasons))),
                 "examples": int(examples[i]),
                 "tokens": int(of_tokens[i]),
                 "supervised_tokens": int(supervised[i]),
@@ -265,9 +292,8 @@ class Mixture:
         return reader, streams
 
     def _new_ledger(self) -> Ledger:
-        usable = [min(n, domain.cap or n) for n, domain in zip(self._records, self._data.domains, strict=True)]
         names = [domain.name for domain in self._data.domains]
-        return Ledger(self._data.on_bad_record, self._data.on_too_long, tuple(zip(names, usable, strict=True)))
+        return Ledger(self._data.on_bad_record, self._data.on_too_long, tuple(zip(names, self._usable, strict=True)))
 
     def _identity(self) -> dict[str, Any]:
         """What the order of the rows depends on."""

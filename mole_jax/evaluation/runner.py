@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,12 +108,17 @@ class Evaluator:
         return result
 
     def held_out(self, task: TaskConfig, params: Tree, frozen: Tree) -> tuple[dict[str, Any], np.ndarray]:
-        """Returns what the model says of the known answers, and the tokens sent to each expert (L, E)."""
+        """Returns what the model says of the known answers, and the tokens sent to each expert (L, E).
+
+        On the first process with ``skipped``, records by reason, where some were left out.
+        """
         batches, added = open_held_out(task, self.config, self.arch, self.tokenizer, self.mesh), []
         with jax.set_mesh(self.mesh):
             for batch in batches:
                 added.append(jax.device_get(self.step(params, frozen, put_batch(batch.arrays(), self.mesh))))
-        return held_out_result(task, self.config.data, added)
+        skipped = skipped_records(batches)
+        found, use = held_out_result(task, self.config.data, added)
+        return found | ({"skipped": skipped} if skipped else {}), use
 
     def questions(self, task: TaskConfig) -> Questions:
         """Opens the questions of a task.
@@ -186,6 +192,14 @@ def open_held_out(
     rows = -(-config.evaluation.batch_size // shards) * shards
     encoding = _encoding(arch, tokenizer)
     return held_out_batches(task, config.data, **encoding, rows=rows // count, process_index=index, process_count=count)
+
+
+def skipped_records(batches: HeldOut) -> dict[str, int]:
+    """Returns how many records were skipped, by reason; on the first process of those of all."""
+    counted = collections.Counter()
+    for part in hosts.gathered("skipped", {why: len(records) for why, records in batches.skipped.items()}) or ():
+        counted.update(part)
+    return dict(counted)
 
 
 def _encoding(arch: LlavaArchitecture, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import signal
@@ -15,6 +16,8 @@ from etils import epath
 
 from mole_jax.adapters import expert_sharding
 from mole_jax.config import Config
+from mole_jax.data import left_out
+from mole_jax.data.left_out import LeftOut
 from mole_jax.data.mixture import merged
 from mole_jax.errors import UserError
 from mole_jax.evaluation import report
@@ -124,6 +127,11 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
     if readers > 1:
         more = f"; more than a {readers}th, which data.shards {readers} would be" if read * readers > shards else ""
         progress.say(f"{jax.process_count()} processes; each reads {read} of {shards} shards of the data{more}")
+    surveyed = hosts.first("left out", lambda: [dataclasses.asdict(one) for one in run.mixture.survey()])
+    domains = [LeftOut(**one) for one in surveyed]
+    for text, notable in left_out.lines(domains, begin="records looked at"):
+        progress.say(text, warn=notable)
+    left_out.check(domains, config.data.most_skipped)
 
 
 def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, generate: bool) -> float | None:
@@ -139,6 +147,8 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
     for name, task in result["tasks"].items():
         score = "" if task["score"] is None else f", {task['metric']} {100 * task['score']:.1f} %"
         progress.say(f"step {step}: {name}: held-out loss {task['loss']:.3f}{score}")
+        if task.get("skipped"):
+            progress.say(f"step {step}: {(skipped := left_out.of_task(name, task))}", warn=skipped.notable)
     return sum(task["loss"] for task in result["tasks"].values()) / len(result["tasks"])
 
 
@@ -146,6 +156,10 @@ def finish(run: Run, state: TrainState, progress: Progress) -> None:
     """Evaluates the trained model, if a kill came between its checkpoint and that, and writes the report."""
     if not hosts.first("finished", result_file(run.workdir, run.total_steps).exists):
         evaluate(run, run.total_steps, state, progress, generate=run.config.evaluation.generate)
+    if hosts.is_first():
+        found = left_out.of_report(report.read_run(run.workdir).data_report)
+        for text, notable in left_out.lines(found, begin="records read"):
+            progress.say(text, warn=notable)
     progress.close()
     if hosts.is_first():
         page = report.write_report(run.workdir)
@@ -161,12 +175,23 @@ def save(
     position: dict[str, Any],
     held_out: float | None,
 ) -> None:
-    """Saves the state after `step` with the data position of all hosts, and what was drawn so far."""
+    """Saves the state after `step` with the data position of all hosts, and what was drawn so far.
+
+    Raises:
+        UserError: more of a domain was left out than `data.most_skipped` allows.
+    """
     positions = hosts.gathered("checkpoint", position)
     whole = merged(positions) if positions else {}  # only the first process writes it
     checkpointer.save(step, state, whole, run.meta, held_out)
+    drawn = run.mixture.report(whole) if hosts.is_first() else {}
     if hosts.is_first():
-        (run.workdir / "data_report.json").write_text(json.dumps(run.mixture.report(whole), indent=1))
+        (run.workdir / "data_report.json").write_text(json.dumps(drawn, indent=1))
+    if (most := run.config.data.most_skipped) is not None:
+        try:
+            hosts.first("left out", lambda: left_out.check(left_out.of_report(drawn), most))
+        except UserError:
+            checkpointer.close()  # what was trained is kept: a higher limit resumes from here
+            raise
 
 
 def check_same_program(run: Run, state: TrainState, arrays: Mapping[str, jax.Array]) -> None:

@@ -14,7 +14,7 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config
-from mole_jax.data.load import Source
+from mole_jax.data.load import Source, check_room
 from mole_jax.data.mixture import Mixture
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
@@ -36,6 +36,9 @@ CHANGEABLE = (
     "adapter.expert_sharding",
     "checkpoint",
     "data.workers",
+    "data.most_skipped",
+    "data.on_bad_record",
+    "data.on_too_long",
     "train.log_every",
     "train.max_bad_steps",
     "model.remat",
@@ -77,11 +80,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     arch = source.architecture
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
     check_vocabulary(tokenizer, arch.decoder.vocab)
-    if config.data.sequence_length > arch.decoder.max_position:
-        raise UserError(
-            f"config: data.sequence_length {config.data.sequence_length} is over the {arch.decoder.max_position} "
-            "positions that the base was made for; lower it"
-        )
+    check_room(config.data, image_span=arch.image_span, positions=arch.decoder.max_position)
     for task in config.evaluation.tasks:
         Source.open(task.name, task.path, task.image_root)  # a missing file is told now, not after the training
     part, parts = reader(mesh)
