@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from mole_jax.config import DataConfig
 from mole_jax.data import mixing
 from mole_jax.data.batch import Batch, Row, empty_row, stack
+from mole_jax.data.fingerprint import fingerprint
 from mole_jax.data.left_out import ENOUGH, LeftOut, evenly
 from mole_jax.data.load import Layout, Loader, Source, check_room
 from mole_jax.data.packing import Packer, row_of
@@ -20,6 +22,7 @@ from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
 
 STATE_VERSION = 2
+CONTENT = "content"
 SURVEYED = 3000
 """Records that `Mixture.survey` looks at: some seconds."""
 MOST_SHARDS = 16
@@ -117,6 +120,11 @@ class Mixture:
         """Draws in one epoch, over all shards: sum of round(capped records * repeat) over drawn domains."""
         return mixing.epoch_examples(self._sizes, self._shares)
 
+    @functools.cached_property
+    def content(self) -> dict[str, dict[str, str]]:
+        """Hashes of each domain's records and images (`mole_jax.data.fingerprint`); looks at all images once."""
+        return {source.name: fingerprint(source) for source in self._loader.sources}
+
     @property
     def shards(self) -> tuple[int, int]:
         """How many shards this part reads, and of how many."""
@@ -164,13 +172,16 @@ class Mixture:
             "skipped": self._ledger.get_state(),
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, Any]) -> str | None:
         """Goes to a place that `get_state` or `merged` gave: the batches from there on are the same, bit for bit.
 
         The parts may be others than those that the state comes from.
 
+        Returns:
+          What to say of a state of an older version, which does not name the content of its data; otherwise None.
+
         Raises:
-          UserError: the state is of another mixture; the message names what differs.
+          UserError: the state is of another mixture, or its data have changed; the message names what differs.
         """
         if state.get("version") != STATE_VERSION:
             raise UserError(
@@ -179,7 +190,9 @@ class Mixture:
             )
         saved = state["mixture"]
         for field, value in self._identity().items():
-            if saved.get(field) != value:
+            if field == CONTENT:
+                _check_content(saved.get(field) or value, value)
+            elif saved.get(field) != value:
                 raise UserError(
                     f"data state: {field} was {saved.get(field)} in the checkpoint and is {value} now, so the order "
                     "cannot be continued; restore the setting or start a new run"
@@ -190,6 +203,9 @@ class Mixture:
             stream.set_state(place)
             self._counts[shard] = {name: np.array(n, np.int64) for name, n in place["counts"].items()}
         self._reader.seek({shard: state["shards"][str(shard)]["taken"] for shard in self._own})
+        if CONTENT in saved:
+            return None
+        return "an older version has not written down the content of its data; whether they changed is not known"
 
     def count_batches(self) -> int:
         """Returns the exact number of batches that `epochs` make, as far as the shards of this part go.
@@ -312,6 +328,7 @@ class Mixture:
             "image_span": layout.image_span,
             "shards": self._shards,
             "examples": self._total,
+            CONTENT: self.content,
         }
 
     def _count(self, shard: int, batch: Batch, rows: slice) -> None:
@@ -324,6 +341,17 @@ class Mixture:
             ("supervised", batch.loss_mask[rows] > 0),
         ):
             counts[name] += np.bincount(domains[where], minlength=len(self._records))
+
+
+def _check_content(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> None:
+    """Raises `UserError` for the first domain whose records or images are others than in the checkpoint."""
+    for name, content in now.items():
+        for part, digest in content.items():
+            if before[name][part] != digest:
+                raise UserError(
+                    f"data state: the {part} of domain {name} have changed since the checkpoint (hash "
+                    f"{before[name][part]} then, {digest} now); put them back, or start a new run in another --workdir"
+                )
 
 
 def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def train(config: Config, workdir: epath.Path) -> None:
     """
     run = set_up(config, workdir)
     checkpointer = Checkpointer(workdir, config.checkpoint)
+    notes = [run.unchecked]
     state, start = run.state, hosts.first("checkpoint", checkpointer.latest) or 0
     if start:
         before = read_meta(workdir, start).base_hash
@@ -56,8 +57,10 @@ def train(config: Config, workdir: epath.Path) -> None:
                 f"expected, {run.meta.base_hash[:12]}… found); put the original base back"
             )
         state, position = checkpointer.restore(start, state)
-        run.mixture.set_state(position)
+        notes.append(run.mixture.set_state(position))
     progress = Progress(run.total_steps, start, show=hosts.is_first())
+    for note in filter(None, notes):
+        progress.say(note)
     introduce(run, start, progress)
     if start == 0 and config.evaluation.at_start:
         evaluate(run, 0, state, progress, generate=config.evaluation.generate)

@@ -14,7 +14,7 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config
-from mole_jax.data.load import Source, check_room
+from mole_jax.data.load import check_room
 from mole_jax.data.mixture import Mixture
 from mole_jax.data.tokenizer import Tokenizer
 from mole_jax.errors import UserError
@@ -22,6 +22,7 @@ from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
 from mole_jax.parameters import Tree, cut, flatten
+from mole_jax.training import inputs
 from mole_jax.training.optimizer import direction, schedule
 from mole_jax.training.state import ModelSpec, place, trainable_table
 from mole_jax.training.step import Forward, StepMaker, TrainState
@@ -64,6 +65,8 @@ class Run:
     step: jax.stages.Wrapped
     """Of a state (donated), the frozen arrays and a batch's arrays: the next state and metrics."""
     evaluation_step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
+    unchecked: str | None = None
+    """What to say of the run that is resumed, if not all that it was given is known."""
 
 
 def set_up(config: Config, workdir: epath.Path) -> Run:
@@ -81,8 +84,8 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
     check_vocabulary(tokenizer, arch.decoder.vocab)
     check_room(config.data, image_span=arch.image_span, positions=arch.decoder.max_position)
-    for task in config.evaluation.tasks:
-        Source.open(task.name, task.path, task.image_root)  # a missing file is told now, not after the training
+    given = inputs.look(config, tokenizer)
+    unchecked = hosts.first("inputs", lambda: inputs.check(workdir, given))
     part, parts = reader(mesh)
     mixture = Mixture.build(
         config.data,
@@ -121,6 +124,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
         (workdir / "config.json").write_text(json.dumps(config_json.to_json(config), indent=1))
+        inputs.write(workdir, given)
         tokenizer.save(str(workdir))
         rows = trainable_table(spec.declarations, config.train.trainable)
         (workdir / "trainable.json").write_text(json.dumps(rows, indent=1))
@@ -138,6 +142,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         state,
         compiled_step(maker, state, mesh),
         jax.jit(maker.forward.evaluation_step, out_shardings=replicated(mesh)),
+        unchecked,
     )
 
 
@@ -247,6 +252,7 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
         "batch_rows": config.train.batch_rows,
         "seed": config.seed,
         "data": config_json.to_json(config.data),
+        "content": mixture.content,
     }
 
     def known() -> int | None:
