@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from mole_jax.errors import UserError
 
 STATE_VERSION = 2
 CONTENT = "content"
-SURVEYED = 3000
-"""Records that `Mixture.survey` looks at: some seconds."""
+SURVEYED, SURVEYORS = 1000, 8
+"""Records that `Mixture.survey` looks at, and its threads: some seconds."""
 MOST_SHARDS = 16
 """Shards without `data.shards`: as many hosts can read without reading more than their share."""
 
@@ -232,23 +233,22 @@ class Mixture:
     def survey(self) -> list[LeftOut]:
         """Returns what will be left out of each domain that is drawn, from a look at records spread over it evenly.
 
-        Looks at `SURVEYED` in all, at least `ENOUGH` of each domain; at images, but not at their pixels. What stops the
-        training where it is drawn is not counted.
+        Looks at `SURVEYED` in all, at least `ENOUGH` of each domain, and at their pixels too. What stops the training
+        where it is drawn is not counted.
         """
-        loader, found = dataclasses.replace(self._loader, decode=False), []
-        most = max(ENOUGH, SURVEYED // len(self._records))
+        found, most = [], max(ENOUGH, SURVEYED // len(self._records))
         for i, domain in enumerate(self._data.domains):
             if not self._shares[i]:
                 continue
             chosen = mixing.chosen_records(domain, self._records[i], self._seed)
-            looked_at = evenly(len(chosen), most)
-            reasons = collections.Counter()
-            for number in looked_at:
-                element = loader((i, chosen[number]))
-                if self._ledger.skips(element["reason"]):
-                    reasons[element["reason"]] += 1
-            found.append(LeftOut(domain.name, len(chosen), len(looked_at), dict(reasons)))
+            keys = [(i, chosen[number]) for number in evenly(len(chosen), most)]
+            with ThreadPoolExecutor(SURVEYORS) as pool:
+                whys = [why for why in pool.map(self._why_unusable, keys) if self._ledger.skips(why)]
+            found.append(LeftOut(domain.name, len(chosen), len(keys), dict(collections.Counter(whys))))
         return found
+
+    def _why_unusable(self, key: tuple[int, int]) -> str:
+        return self._loader(key)["reason"]
 
     def report(self, state: dict[str, Any]) -> dict[str, Any]:
         """Returns what was handed out up to a `state` of this mixture.

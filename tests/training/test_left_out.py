@@ -48,19 +48,32 @@ def test_too_much_stops_before_the_first_step(domains, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_what_only_decoding_shows_stops_at_a_checkpoint_from_which_a_higher_limit_resumes(tmp_path):
-    """Pictures that are cut off are found when they are decoded, which a look at the data does not do."""
+def test_a_cut_picture_is_seen_before_the_first_step(cut, tmp_path, capsys):
+    train(
+        tiny.config(tmp_path, data=cut, train={"steps": 1}, evaluation={"tasks": ()}), absolute(str(tmp_path / "run"))
+    )
+    assert "records looked at: d: 4 of 8 records are left out (50.0%): 4 bad image" in capsys.readouterr().err
+
+
+@pytest.fixture
+def cut(tmp_path):
+    """Half of the pictures are cut off, which only decoding them shows."""
     from PIL import Image
 
     Image.effect_noise((40, 40), 50).convert("RGB").save(tmp_path / "good.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:1000])
     records = [record(str(i), image="good.png" if i % 2 else "cut.png") for i in range(8)]
-    data = {"domains": (DomainConfig("d", write(tmp_path, "d", records)),), "on_bad_record": "skip"}
+    return {"domains": (DomainConfig("d", write(tmp_path, "d", records)),), "on_bad_record": "skip"}
+
+
+def test_what_a_look_at_the_data_misses_stops_at_a_checkpoint_and_a_higher_limit_resumes(cut, tmp_path, monkeypatch):
+    for name in ("SURVEYED", "ENOUGH"):
+        monkeypatch.setattr(f"mole_jax.data.mixture.{name}", 0)
     sections = {"train": {"steps": 6}, "evaluation": {"tasks": ()}}
-    strict = tiny.config(tmp_path, data={**data, "most_skipped": 0.4}, **sections)
+    strict = tiny.config(tmp_path, data={**cut, "most_skipped": 0.4}, **sections)
     with pytest.raises(UserError, match=r"domain d: 4 of 8 records are left out \(50\.0%\): 4 bad image"):
         train(strict, absolute(str(tmp_path / "run")))
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert saved.name == "2"
-    train(tiny.config(tmp_path, data={**data, "most_skipped": 0.5}, **sections), absolute(str(tmp_path / "run")))
+    train(tiny.config(tmp_path, data={**cut, "most_skipped": 0.5}, **sections), absolute(str(tmp_path / "run")))
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 6
