@@ -24,7 +24,8 @@ FLOORS = (
     ("parallel", "config_check", "synthetic", "tokenizer", "workdir"),
     ("files", "config_json", "image_spec", "parameters"),
     ("config", "compat"),
-    ("errors", "clip"),
+    ("errors",),
+    ("terminal", "clip"),
 )
 """The rooms (folders, or files on top of the package), the highest first. A room imports from lower floors alone."""
 

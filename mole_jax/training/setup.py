@@ -13,7 +13,7 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config
-from mole_jax.data.load import Source
+from mole_jax.data.load import check_room
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
@@ -24,6 +24,7 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
 from mole_jax.parameters import Tree, flatten, split_trainable
 from mole_jax.tokenizer import Tokenizer
+from mole_jax.training import inputs
 from mole_jax.training.optimizer import make_tx, schedule
 from mole_jax.training.step import TrainState, TrainStep
 from mole_jax.training.summary import trainable_table
@@ -39,6 +40,9 @@ CHANGEABLE = (
     "adapter.expert_sharding",
     "checkpoint",
     "data.workers",
+    "data.most_skipped",
+    "data.on_bad_record",
+    "data.on_too_long",
     "train.log_every",
     "train.max_bad_steps",
     "model.remat",
@@ -66,6 +70,8 @@ class Run:
     step: jax.stages.Wrapped
     """Of a state (donated), the frozen arrays and a batch's arrays: the next state and metrics."""
     evaluation_step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
+    unchecked: str | None = None
+    """What to say of the run that is resumed, if not all that it was given is known."""
 
 
 def set_up(config: Config, workdir: epath.Path) -> Run:
@@ -81,13 +87,9 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     opened = open_model(config)
     source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec
     arch = source.architecture
-    if config.data.sequence_length > arch.decoder.max_position:
-        raise UserError(
-            f"config: data.sequence_length {config.data.sequence_length} is over the {arch.decoder.max_position} "
-            "positions that the base was made for; lower it"
-        )
-    for task in config.evaluation.tasks:
-        Source.open(task.name, task.path, task.image_root)  # a missing file is told now, not after the training
+    check_room(config.data, arch.image, positions=arch.decoder.max_position)
+    given = inputs.look(config, tokenizer)
+    unchecked = hosts.first("inputs", lambda: inputs.check(workdir, given))
     part, parts = reader(mesh)
     mixture = Mixture.build(
         config.data,
@@ -122,6 +124,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
         write_json(workdir / "config.json", config_json.to_json(config))
+        inputs.write(workdir, given)
         tokenizer.save(str(workdir))
         write_json(workdir / "trainable.json", trainable_table(spec.declarations, config.train.trainable))
     hosts.barrier("start")
@@ -139,6 +142,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         train_step=train_step,
         step=compiled_step(train_step, state, mesh),
         evaluation_step=jax.jit(train_step.forward.evaluation_step, out_shardings=replicated(mesh)),
+        unchecked=unchecked,
     )
 
 
@@ -247,6 +251,7 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
         "batch_rows": config.train.batch_rows,
         "seed": config.seed,
         "data": config_json.to_json(config.data),
+        "content": mixture.content,
     }
 
     def known() -> int | None:
