@@ -9,7 +9,7 @@ from mole_jax import cli
 from mole_jax.data import check
 from mole_jax.errors import run_door
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.weights.source import open_base, tokenizer_path
+from mole_jax.weights.open import open_base, tokenizer_path
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from mole_jax.model.objective import Arrays, hints
 from mole_jax.parallel import hosts
 from mole_jax.parallel.sharding import put_batch, replicated
 from mole_jax.parameters import Tree, flatten, unflatten
-from mole_jax.weights.source import RunSource, open_source
+from mole_jax.weights.open import open_source
 
 
 class Sums(NamedTuple):
@@ -109,7 +109,7 @@ def routing_of_checkpoint(
 
     Args:
         config: the tasks; the checkpoint's own prompt and image preparation are used.
-        checkpoint, base: as in `mole_jax.weights.source.open_source`.
+        checkpoint, base: as in `mole_jax.weights.open.open_source`.
         workdir: gets routing.json, routing.md and the figures.
         by_layer: knock out the experts of each layer by themselves too, one more pass for each.
 
@@ -125,8 +125,7 @@ def routing_of_checkpoint(
         )
     if hosts.first("routing", (workdir / RESULT).exists):
         raise UserError(f"{workdir / RESULT}: a routing report is there already; choose another --workdir")
-    step = source.step if isinstance(source, RunSource) else 0
-    routed = measure(place_checkpoint(config, source), checkpoint=checkpoint, step=step, by_layer=by_layer)
+    routed = measure(place_checkpoint(config, source), checkpoint=checkpoint, step=source.step or 0, by_layer=by_layer)
     if hosts.is_first():
         write_routing(workdir, routed)
     return routed

@@ -18,6 +18,7 @@ from mole_jax.config import Config
 from mole_jax.errors import UserError
 from mole_jax.files import absolute, read_json, write_json
 from mole_jax.model.architecture import PRESETS, LlavaArchitecture
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import batch_sharding, check_rows
 from mole_jax.parameters import Tree, split_trainable
@@ -25,9 +26,8 @@ from mole_jax.planning.cost import Collective, Kernels, cost_of
 from mole_jax.planning.hlo import HloModule
 from mole_jax.planning.topology import compiler_version, devices_of, one_at_a_time
 from mole_jax.training.setup import compiled_step, prepare
-from mole_jax.training.state import ModelSpec
 from mole_jax.training.step import StepMaker, TrainState
-from mole_jax.weights.source import open_base
+from mole_jax.weights.open import open_base
 
 HUB_PRESETS = {
     "llava-hf/llava-1.5-7b-hf": "vicuna-7b",

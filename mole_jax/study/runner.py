@@ -13,6 +13,7 @@ from etils import epath
 from mole_jax.config import Config
 from mole_jax.evaluation.runner import result_file
 from mole_jax.files import write_json, write_text
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
 from mole_jax.parameters import group_of
 from mole_jax.study import materials
@@ -20,9 +21,8 @@ from mole_jax.study.config import Study
 from mole_jax.study.grid import Arm, Grid, lay_out
 from mole_jax.study.together import SeedsTogether
 from mole_jax.training.loop import train
-from mole_jax.training.state import ModelSpec
 from mole_jax.training.telemetry import read_metrics
-from mole_jax.weights.source import open_base
+from mole_jax.weights.open import open_base
 
 POLL_SECONDS = 5.0
 

@@ -25,9 +25,9 @@ from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.training.checkpoint import Checkpointer, Damaged
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
-from mole_jax.training.state import format_table, trainable_table
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
+from mole_jax.training.summary import format_table, trainable_table
 from mole_jax.training.telemetry import MetricsWriter, Progress
 from mole_jax.weights.run import read_meta
 from mole_jax.workdir import claimed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,18 +16,21 @@ from mole_jax.config import Config
 from mole_jax.data.load import Source
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
+from mole_jax.files import read_json, write_json
 from mole_jax.model.objective import Forward
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
 from mole_jax.parameters import Tree, flatten, split_trainable
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.optimizer import direction, schedule
-from mole_jax.training.state import ModelSpec, place, trainable_table
 from mole_jax.training.step import StepMaker, TrainState
-from mole_jax.weights import source as weights
+from mole_jax.training.summary import trainable_table
+from mole_jax.weights.open import open_model, open_source
 from mole_jax.weights.run import Meta, latest_step, write_params
-from mole_jax.weights.source import locate, open_base, open_source, tokenizer_path
+from mole_jax.weights.source import Source as Weights
+from mole_jax.weights.sources import locate
 
 CHANGEABLE = (
     "name",
@@ -73,13 +75,12 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         UserError: whatever of config, data, base, mesh or workdir does not fit.
     """
     hosts.agree("config", _dotted(config_json.to_json(config)) | {"version of jax": jax.__version__})
-    mesh = make_mesh(config.mesh)
-    check_rows(config.train.batch_rows, config.train.accumulation, mesh)
+    # Before the base, which may be a long download away.
+    check_rows(config.train.batch_rows, config.train.accumulation, make_mesh(config.mesh))
     hosts.first("workdir", lambda: check_same_run(workdir, config))
-    source = open_base(config.model, config.seed)
+    opened = open_model(config)
+    source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec
     arch = source.architecture
-    tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
-    check_vocabulary(tokenizer, arch.decoder.vocab)
     if config.data.sequence_length > arch.decoder.max_position:
         raise UserError(
             f"config: data.sequence_length {config.data.sequence_length} is over the {arch.decoder.max_position} "
@@ -100,9 +101,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     )
     hosts.agree("data", mixture.get_state()["mixture"])
     total_steps = count_steps(config, mixture, workdir)
-    spec = ModelSpec.of(arch, config.adapter)
-    leaves = place(spec, source, mesh, config.train.trainable, config.model.frozen_dtype, config.seed)
-    trainable, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
+    trainable, frozen = split_trainable(opened.place(), spec.declarations, config.train.trainable)
     maker, state = prepare(config, spec, mesh, trainable, total_steps)
     if config.model.base is not None:
         base, base_hash = locate(config.model.base), source.content_hash()
@@ -122,10 +121,9 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     )
     if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
-        (workdir / "config.json").write_text(json.dumps(config_json.to_json(config), indent=1))
+        write_json(workdir / "config.json", config_json.to_json(config))
         tokenizer.save(str(workdir))
-        rows = trainable_table(spec.declarations, config.train.trainable)
-        (workdir / "trainable.json").write_text(json.dumps(rows, indent=1))
+        write_json(workdir / "trainable.json", trainable_table(spec.declarations, config.train.trainable))
     hosts.barrier("start")
     return Run(
         config,
@@ -191,7 +189,10 @@ def check_same_run(workdir: epath.Path, config: Config) -> None:
     file = workdir / "config.json"
     if not file.exists() or not ((workdir / "eval").exists() or latest_step(workdir) is not None):
         return
-    before, now = _dotted(json.loads(file.read_text())), _dotted(config_json.to_json(config))
+    # Through a config, so that a field that came later counts as the default that it then had.
+    stored = read_json(file, remedy="put the run's own back, or choose another --workdir")
+    before = _dotted(config_json.to_json(config_json.from_json(stored, where=str(file))))
+    now = _dotted(config_json.to_json(config))
     for field in sorted(before.keys() | now.keys()):
         if before.get(field) != now.get(field) and not any((field + ".").startswith(f"{c}.") for c in CHANGEABLE):
             raise UserError(
@@ -209,7 +210,7 @@ def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for name, one in items for path, leaf in _dotted(one, f"{dot}{name}").items()}
 
 
-def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[str, jax.Array]) -> tuple[str, str]:
+def keep_random_base(workdir: epath.Path, source: Weights, frozen: dict[str, jax.Array]) -> tuple[str, str]:
     """Writes frozen weights that no file holds into the run's folder, once; returns their name within it and hash."""
     folder = workdir / "base"
     if hosts.first("base", lambda: latest_step(folder)) is None:
@@ -225,15 +226,6 @@ def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[s
         )
         write_params(folder, frozen, meta)
     return folder.name, open_source(str(folder)).content_hash()
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
-    """Raises `UserError` if the tokenizer has ids that the model's embedding lacks."""
-    if tokenizer.vocab_size > vocab:
-        raise UserError(
-            f"config: model.tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {vocab}; "
-            "use the tokenizer that belongs to the checkpoint"
-        )
 
 
 def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
@@ -253,7 +245,7 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
     }
 
     def known() -> int | None:
-        before = json.loads(file.read_text()) if file.exists() else {}
+        before = read_json(file, remedy="remove it, and the steps are counted again") if file.exists() else {}
         return before["steps"] if {name: before.get(name) for name in counted} == counted else None
 
     steps = hosts.first("epoch", known)
@@ -261,7 +253,7 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
         found = hosts.gathered("epoch", mixture.count_batches())
         steps = hosts.first("epoch", lambda: max(found or ()))
         if hosts.is_first():
-            file.write_text(json.dumps({"steps": steps, **counted}, indent=1))
+            write_json(file, {"steps": steps, **counted})
     if steps == 0:
         raise UserError(f"config: train.epochs {config.train.epochs} makes no example; raise it")
     return steps

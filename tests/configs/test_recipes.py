@@ -13,11 +13,11 @@ import pytest
 from configs import study
 from mole_jax import cli
 from mole_jax.model.architecture import preset
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import batch_sharding, check_rows
 from mole_jax.parameters import flatten, split_trainable
 from mole_jax.training.setup import compiled_step, prepare
-from mole_jax.training.state import ModelSpec
 from tests.tiny import ROOT
 
 # Trainable numbers from the shapes (method.md, "Sizes"): d 4096, f 11008, 32 layers; d 5120, f 13824, 40 layers.

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mole_jax.config import GROUPS, AdapterConfig, OptimizerConfig
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch
 from mole_jax.parameters import flatten, group_of, split_trainable
 from mole_jax.training.optimizer import direction, peak_learning_rates, scale_by_group, schedule
 from mole_jax.training.setup import compiled_step, prepare
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights.source import open_base
+from mole_jax.weights.open import open_base, place
 from tests import tiny
 
 FOUR_EXPERTS = {"experts": 4}

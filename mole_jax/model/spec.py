@@ -1,4 +1,4 @@
-"""The model of a run, placed on the mesh."""
+"""A model without its arrays: what every array is called, its shape and its sharding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parallel.sharding import check_whole, parameter_sharding
 from mole_jax.parameters import Parameter, declared, group_of, streams
-from mole_jax.weights.source import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,37 +71,3 @@ def _initialiser(
         return {path: made[path][...].astype(dtype) for path, dtype, _ in leaves}
 
     return jax.jit(make, out_shardings={path: place for path, _, place in leaves})
-
-
-def place(
-    spec: ModelSpec, source: Source, mesh: jax.sharding.Mesh, trainable: Collection[str], frozen_dtype: str, seed: int
-) -> dict[str, jax.Array]:
-    """Loads what `source` has straight into its shardings and makes the rest from the seed."""
-    abstract = spec.abstract(mesh, trainable, frozen_dtype)
-    loaded = source.load(abstract)
-    made = spec.initial({path: leaf for path, leaf in abstract.items() if path not in loaded}, seed)
-    return {path: (loaded | made)[path] for path in abstract}
-
-
-def trainable_table(declarations: Mapping[str, Parameter], trainable: Collection[str]) -> list[dict[str, str | int]]:
-    """Returns a row per kind of parameter: its group, its name with the layers joined, its shape and its size."""
-    return [
-        {
-            "group": group_of(parameter),
-            "parameter": path,
-            "shape": " x ".join(map(str, parameter.shape)),
-            "numbers": parameter.size,
-        }
-        for path, parameter in declarations.items()
-        if group_of(parameter) in trainable
-    ]
-
-
-def format_table(rows: list[dict[str, str | int]]) -> str:
-    """Returns the rows of `trainable_table` as aligned text, with the sum."""
-    total = sum(int(row["numbers"]) for row in rows)
-    lines = [("trains", "parameter", "shape", "numbers")]
-    lines += [(str(row["group"]), str(row["parameter"]), str(row["shape"]), f"{row['numbers']:,}") for row in rows]
-    lines.append(("", "all", "", f"{total:,}"))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in lines)
