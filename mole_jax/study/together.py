@@ -123,7 +123,7 @@ class SeedsTogether:
     def _steps(self, lanes: Sequence[Lane], start: int, states: TrainState) -> None:
         """Takes all steps after `start`, as the loop of `mole_jax.training` does, and evaluates."""
         config, total = lanes[0].run.config, lanes[0].run.total_steps
-        every, seeds = config.evaluation.every, jnp.asarray([lane.run.config.seed for lane in lanes])
+        every, seeds = config.evaluation.every, jnp.asarray([lane.run.config.seed for lane in lanes], jnp.uint32)
         step_all = self._programs[_program_key(lanes[0].run)].step
         if start == 0 and config.evaluation.at_start:
             _evaluate(lanes, 0, states)
