@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from mole_jax.data.mixture import merged
 from mole_jax.errors import UserError
 from mole_jax.evaluation import report
 from mole_jax.evaluation.runner import Evaluator, result_file
+from mole_jax.files import read_json, write_json
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
@@ -192,8 +192,8 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
     config = run.config
     if not config.evaluation.tasks:
         return None
-    file = result_file(run.workdir, step)
-    result = hosts.first("evaluated", lambda: json.loads(file.read_text()) if file.exists() else None)
+    file, again = result_file(run.workdir, step), "delete it to have it made again"
+    result = hosts.first("evaluated", lambda: read_json(file, remedy=again) if file.exists() else None)
     if result is None:
         evaluator = Evaluator(config, run.spec.arch, run.spec.graph, run.mesh, run.tokenizer, run.evaluation_step)
         result = evaluator.run(run.workdir, step, state.params, run.frozen, generate=generate)
@@ -238,7 +238,7 @@ def save(
     checkpointer.save(step, state, whole, run.meta, held_out)
     drawn = run.mixture.report(whole) if hosts.is_first() else {}
     if hosts.is_first():
-        (run.workdir / "data_report.json").write_text(json.dumps(drawn, indent=1))
+        write_json(run.workdir / "data_report.json", drawn)
     if (most := run.config.data.most_skipped) is not None:
         try:
             hosts.first("left out", lambda: left_out.check(left_out.of_report(drawn), most))
