@@ -5,6 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import re
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +20,8 @@ from mole_jax.errors import UserError
 
 # Elements read ahead: enough to hide the reading, few enough to stay small (0.3 MB each at 336 px).
 READ_AHEAD = 32
+PARENT_SECONDS = 1.0
+"""Between two looks of a worker at whether its parent lives."""
 
 
 @dataclasses.dataclass
@@ -104,7 +109,7 @@ class Reader:
         if self._iterator is None:
             self._iterator = _open(self._order, self._workers)
         while not self._waiting[shard]:
-            self._waiting[self._order.place(self._read)[0]].append(next(self._iterator))
+            self._waiting[self._order.place(self._read)[0]].append(_next(self._iterator))
             self._read += 1
         number = self.taken[shard]
         self.taken[shard] += 1
@@ -148,6 +153,8 @@ def _open(elements: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     dataset = elements.to_iter_dataset(options)
     if workers:
         mark_flags_parsed()
+        # What frees the memory of a killed worker would say so under the one line that matters.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(2, READ_AHEAD // workers)),
             worker_init_fn=_start_worker,
@@ -200,6 +207,27 @@ def mark_flags_parsed() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
+def _next(iterator: grain.DatasetIterator) -> dict[str, Any]:
+    try:
+        return next(iterator)
+    except RuntimeError as error:
+        # grain has no exception of its own for this.
+        if found := re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error)):
+            raise UserError(
+                f"a data worker ended with exit code {found[1]} (-9: killed, most often for want of memory); the same "
+                "command resumes, with a lower data.workers it needs less memory"
+            ) from None
+        raise
+
+
 def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     mark_flags_parsed()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True, name="parent").start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this worker soon after its parent was killed; with its last worker gone, the shared memory is freed too."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)

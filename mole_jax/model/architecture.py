@@ -1,4 +1,4 @@
-"""Shapes and constants of a LLaVA: what a checkpoint's config.json says, in this project's words."""
+"""Shapes and constants of a LLaVA: what a checkpoint's config.json says, under this project's names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VisionArchitecture:
     image_size: int
     """Side of the square input, in pixels."""
     patch_size: int
-    """Side of a patch, in pixels; what is left over at the right and bottom edge is not seen."""
+    """Side of a patch, in pixels. Pixels left over at the right and bottom edge are not used."""
     norm_eps: float = 1e-5
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
 
@@ -69,7 +69,7 @@ class LlavaArchitecture:
     vision: VisionArchitecture
     decoder: DecoderArchitecture
     image_token_id: int
-    """Id that marks image positions in the token row; its embedding is never read."""
+    """Id of image positions in the token row; its embedding is never used."""
     feature_layer: int = -2
     """Index into the vision hidden states (0: embeddings, -1: after the last layer)."""
     feature_select: Literal["patch", "full"] = "patch"
@@ -136,7 +136,7 @@ PRESETS: dict[str, LlavaArchitecture] = {
 
 
 def preset(name: str) -> LlavaArchitecture:
-    """Returns the architecture of that name; raises `UserError` naming the nearest right one."""
+    """Returns the preset of that name; raises `UserError` with the nearest right name if there is none."""
     if name not in PRESETS:
         raise UserError(
             f"config: model.preset '{name}' is unknown"

@@ -234,7 +234,7 @@ class Decoder(nnx.Module):
         What is written past a row's length is never seen, and the next call overwrites it.
 
         Raises:
-            UserError: the routers need what no question tells.
+            UserError: the routers need what a question does not tell.
         """
         offsets = jnp.arange(x.shape[1])
         positions = cache.length[:, None] + offsets
@@ -289,9 +289,9 @@ class Decoder(nnx.Module):
                 run,
                 weights,
                 specs,
-                (constrain(x, "batch"), frame, kv, keep),
-                (rows, Frame.specs(), cache_spec, keep_specs),
-                (rows, rows, cache_spec),
+                arguments=(constrain(x, "batch"), frame, kv, keep),
+                specs=(rows, Frame.specs(), cache_spec, keep_specs),
+                out_specs=(rows, rows, cache_spec),
             )
             return constrain(x, "batch"), (use, kv)
 

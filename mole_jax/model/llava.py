@@ -33,7 +33,7 @@ class Projector(nnx.Module):
 
 
 class ImageVectors(nnx.Module):
-    """Learned vectors placed before and after an image's features (released LLaVA-MoLE)."""
+    """Learned vectors before and after an image's features (released LLaVA-MoLE)."""
 
     def __init__(self, declare: Declare, width: int):
         declare = declare.of(ProjectorParam)
@@ -50,7 +50,7 @@ class ImageVectors(nnx.Module):
 
 
 class Llava(nnx.Module):
-    """The whole model. Image positions hold `arch.image_token_id` in the token rows and receive image features."""
+    """The whole model. Positions that hold `arch.image_token_id` in the token rows receive image features."""
 
     def __init__(self, arch: LlavaArchitecture, adapters: Adapters, rngs: nnx.Rngs):
         declare = Declare(DecoderParam, rngs)
@@ -61,7 +61,7 @@ class Llava(nnx.Module):
         self.arch = arch
 
     def image_features(self, pixels: Float[Array, "N H W 3"], remat: Remat = "none") -> Float[Array, "N P D"]:
-        """Returns what each image puts into the token row (`arch.image_span` vectors) from normalised pixels."""
+        """Returns each image's `arch.image_span` vectors for the token row, from normalised pixels."""
         hidden = self.vision(pixels, self.arch.feature_layer, remat)
         features = self.projector(hidden[:, 1:] if self.arch.feature_select == "patch" else hidden)
         return features if self.image_vectors is None else self.image_vectors(features)
@@ -73,10 +73,10 @@ class Llava(nnx.Module):
         dtype: jnp.dtype,
         remat: Remat = "none",
     ) -> Float[Array, "B S D"]:
-        """Embeds the tokens and puts the features of row b's images, in order, into its image positions.
+        """Embeds the tokens and puts the features of each row's images, in order, into the row's image positions.
 
-        8-bit images are normalised here; floating ones are taken as normalised. A batch without any image
-        position does not run the vision tower.
+        8-bit images are normalised here; floating-point images must be normalised already. A batch without image
+        positions does not run the vision tower.
         """
         x = self.decoder.embed(tokens, dtype)
         rows, slots = images.shape[:2]
@@ -110,7 +110,7 @@ class Llava(nnx.Module):
         key: PRNGKeyArray | None = None,
         remat: Remat = "none",
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
-        """Returns the normed last hidden states and the use of the router; for the rest see `Decoder`."""
+        """Returns the normed last hidden states and the use of the experts; for the arguments see `Decoder`."""
         x = self.embed(tokens, images, dtype, remat)
         return self.decoder(
             x, positions, segment_ids, segments=segments, classes=classes, hints=hints, key=key, remat=remat
@@ -124,5 +124,5 @@ class Llava(nnx.Module):
         segment_ids: Int[Array, "B S"],
         hints: Hints | None = None,
     ) -> Float[Array, "B S V"]:
-        """Returns float32 logits of every position, computed in float32; for `hints` see `Decoder`."""
+        """Returns float32 logits of every position, computed in float32. For `hints` see `Decoder`."""
         return self.decoder.logits(self.hidden(tokens, images, positions, segment_ids, hints=hints)[0])

@@ -12,14 +12,14 @@ from mole_jax.model.architecture import DecoderArchitecture
 
 
 def frequencies(arch: DecoderArchitecture) -> np.ndarray:
-    """Returns the C/2 angular frequencies in radians per position, with Llama-3 scaling where set."""
+    """Returns the C/2 angular frequencies in radians per position, with Llama-3 scaling if the architecture has it."""
     exponents = np.arange(0, arch.head_dim, 2, dtype=np.float64) / arch.head_dim
     base = arch.rope_theta**-exponents
     scaling = arch.rope_scaling
     if scaling is None:
         return base
     wavelength = 2 * math.pi / base
-    # Long waves are slowed by `factor`, short ones kept, those between interpolated (transformers, "llama3").
+    # Long waves are slowed by `factor`, short ones kept, those in between interpolated (transformers, "llama3").
     smooth = (scaling.original_max_position / wavelength - scaling.low_freq_factor) / (
         scaling.high_freq_factor - scaling.low_freq_factor
     )
@@ -28,13 +28,13 @@ def frequencies(arch: DecoderArchitecture) -> np.ndarray:
 
 
 def rotations(positions: Int[Array, "B S"], arch: DecoderArchitecture) -> Float[Array, "2 B S 1 C/2"]:
-    """Returns cosine and sine of each position's angles, float32."""
+    """Returns the cosine and sine of each position's angles, in float32."""
     angles = positions.astype(jnp.float32)[..., None, None] * jnp.asarray(frequencies(arch), jnp.float32)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
 
 def rotate(x: Float[Array, "B S H C"], rotation: Float[Array, "2 B S 1 C/2"]) -> Float[Array, "B S H C"]:
-    """Turns the pairs (i, i + C/2) of every head."""
+    """Rotates the pairs (i, i + C/2) of every head."""
     cos, sin = rotation.astype(x.dtype)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

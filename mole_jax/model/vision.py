@@ -23,7 +23,7 @@ def normalise(images: UInt8[Array, "N H W 3"], dtype: jnp.dtype) -> Float[Array,
 
 
 class VisionLayer(nnx.Module):
-    """Pre-norm attention and MLP; all parameters may carry a leading layer axis."""
+    """Pre-norm attention and MLP. All parameters may have a leading layer axis."""
 
     def __init__(self, declare: Declare, arch: VisionArchitecture):
         width, mlp = arch.width, arch.mlp_width
@@ -61,13 +61,13 @@ class VisionMlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
         h = self.fc1(x)
-        # CLIP's quick_gelu; "gelu" is the exact one, which is not JAX's default.
+        # CLIP's quick_gelu. "gelu" is the exact one, which is not JAX's default.
         h = h * jax.nn.sigmoid(1.702 * h) if self.activation == "quick_gelu" else jax.nn.gelu(h, approximate=False)
         return self.fc2(h)
 
 
 class VisionTower(nnx.Module):
-    """Patch and position embedding, pre-norm, L layers; `post_norm` is carried for round trips only."""
+    """Patch and position embedding, pre-norm, L layers. `post_norm` is kept only for writing checkpoints back."""
 
     def __init__(self, declare: Declare, arch: VisionArchitecture):
         declare = declare.of(VisionParam)
@@ -85,8 +85,8 @@ class VisionTower(nnx.Module):
     def __call__(
         self, pixels: Float[Array, "N H W 3"], feature_layer: int, remat: Remat = "none"
     ) -> Float[Array, "N P+1 D"]:
-        """Returns one hidden state, class token first; as in transformers 0 is the embeddings, -1 the last layer."""
-        # Left to itself the partitioner would keep the weights cut and sum activations of all images over fsdp.
+        """Returns one hidden state, class token first; 0 is the embeddings, -1 the last layer (as in transformers)."""
+        # Without this the partitioner would keep the weights split and sum activations of all images over fsdp.
         x = constrain(self.pre_norm(self.embed(pixels)), "batch")
         depth = feature_layer if feature_layer >= 0 else self.arch.layers + 1 + feature_layer
         graph, state = nnx.split(self.layers)

@@ -1,0 +1,74 @@
+"""Data workers: one that is killed is told of in a line, and none outlives a killed parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests import tiny
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from mole_jax.errors import run_door
+from mole_jax.image_spec import ImageSpec
+from mole_jax.data.mixture import Mixture
+from mole_jax.tokenizer import Tokenizer
+from tests import tiny
+
+def main():
+    config = tiny.config(Path(sys.argv[1]), data={"workers": 2}).data
+    image = ImageSpec(size=28, span=4, token_id=511)
+    mixture = Mixture.build(config, seed=0, tokenizer=Tokenizer.load(tiny.TOKENIZER), image=image, rows=8)
+    for number in range(10**9):
+        next(mixture)
+        if number == 0:
+            print("drawn", flush=True)
+
+if __name__ == "__main__":
+    run_door(main)
+"""
+
+
+def _started(folder: Path) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    tiny.write_data(folder / "data")
+    script = folder / "parent.py"
+    script.write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    parent = subprocess.Popen([sys.executable, str(script), str(folder / "data")], env=environment, **pipes)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "drawn\n"
+    workers = [one for one in psutil.Process(parent.pid).children() if "spawn_main" in " ".join(one.cmdline())]
+    assert len(workers) == 2
+    return parent, workers
+
+
+def test_workers_end_when_their_parent_is_killed_and_leave_no_shared_memory(tmp_path):
+    before = set(os.listdir("/dev/shm"))
+    parent, workers = _started(tmp_path)
+    parent.send_signal(signal.SIGKILL)
+    parent.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    end = time.monotonic() + 10
+    while (left := {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}) and (
+        time.monotonic() < end
+    ):
+        time.sleep(0.2)
+    assert not left
+
+
+def test_a_killed_worker_is_one_line_and_status_2(tmp_path):
+    parent, workers = _started(tmp_path)
+    workers[0].send_signal(signal.SIGKILL)
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == 2
+    assert said.splitlines()[-1].startswith("error: a data worker ended with exit code -9")
+    assert "Traceback" not in said
