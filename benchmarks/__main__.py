@@ -18,13 +18,14 @@ import numpy as np
 
 from mole_jax.config import AdapterConfig, Config, DataConfig, DomainConfig, MeshConfig, ModelConfig, TrainConfig
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture, VisionArchitecture
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch
 from mole_jax.parameters import split_trainable
 from mole_jax.study.config import equal_parameters, plain
 from mole_jax.training.setup import compiled_step, prepare
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights.source import RandomSource
+from mole_jax.weights.open import place
+from mole_jax.weights.sources import RandomSource
 
 TRAINABLE = {"none": ("projector",), "lora": ("adapters",), "mole": ("adapters", "router")}
 
@@ -57,8 +58,8 @@ def stepper(
     spec = ModelSpec.of(arch, adapter)
     leaves = place(spec, RandomSource(arch, 0), mesh, config.train.trainable, dtype, 0)
     params, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
-    maker, state = prepare(config, spec, mesh, params, total_steps=100)
-    step = compiled_step(maker, state, mesh)
+    train_step, state = prepare(config, spec, mesh, params, total_steps=100)
+    step = compiled_step(train_step, state, mesh)
     side = arch.vision.image_size
     tokens = np.random.default_rng(0).integers(3, arch.decoder.vocab - 1, (rows, length)).astype(np.int32)
     ones = np.ones((rows, length), np.int32)

@@ -24,14 +24,15 @@ import ml_dtypes
 import numpy as np
 
 from mole_jax.config import AdapterConfig
+from mole_jax.files import absolute
 from mole_jax.model.architecture import LlavaArchitecture, preset
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parameters import group_of
-from mole_jax.training.state import ModelSpec
 from mole_jax.weights import run
-from mole_jax.weights.hf import write_hf
+from mole_jax.weights.formats.hf import write_hf
 from mole_jax.weights.leaf import LAYERS, Leaf
 from mole_jax.weights.names import leaf_specs
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 
 TARGET = 1.3
 TRAINABLE = ("adapters", "router", "projector")
@@ -64,7 +65,7 @@ def make_mole(folder: Path, base: Path, arch: LlavaArchitecture) -> None:
     }
     base_hash = open_source(str(base)).content_hash()
     meta = run.Meta(arch, adapter, TRAINABLE, "v1", "pad", base=str(base), base_hash=base_hash, seed=0)
-    run.write_params(run.absolute(str(folder)), leaves, meta)
+    run.write_params(absolute(str(folder)), leaves, meta)
 
 
 def peak_of(*command: str) -> tuple[float, float]:

@@ -20,13 +20,14 @@ import numpy as np
 
 from mole_jax.config import AdapterConfig, DecodingConfig, MeshConfig
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture, VisionArchitecture
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import flatten, unflatten
 from mole_jax.serving.decode import programs
 from mole_jax.serving.draw import Settings
 from mole_jax.serving.sampler import Sampler, bucket
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights.source import RandomSource
+from mole_jax.weights.open import place
+from mole_jax.weights.sources import RandomSource
 
 
 class Variant:

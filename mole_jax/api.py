@@ -6,17 +6,13 @@ from collections.abc import Sequence
 
 from flax import nnx
 
-from mole_jax.config import DecodingConfig, Dtype, ImageAspect, MeshConfig, PromptName
+from mole_jax.config import Config, DecodingConfig, Dtype, ImageAspect, MeshConfig, ModelConfig, PromptName
 from mole_jax.config_check import check_decoding
 from mole_jax.errors import UserError
 from mole_jax.model.llava import Llava
-from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import unflatten
 from mole_jax.serving.assistant import Assistant, Processor
-from mole_jax.tokenizer import Tokenizer
-from mole_jax.training.setup import check_vocabulary
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_model, open_source
 
 
 def load(
@@ -30,7 +26,7 @@ def load(
     image_aspect: ImageAspect | None = None,
     mesh: MeshConfig | None = None,
 ) -> tuple[Llava, Processor]:
-    """Loads weights of any format that `mole_jax.weights.source.open_source` knows.
+    """Loads weights of any format that `mole_jax.weights.open.open_source` knows.
 
     Args:
         path: a run's folder, a HF or original LLaVA folder, a hub name, an adapter folder or a LLaVA-MoLE file.
@@ -49,16 +45,13 @@ def load(
         UserError: the weights or the tokenizer cannot be read, or the mesh does not divide them.
     """
     source = open_source(path, base=base, alpha=alpha)
-    words = tokenizer or source.tokenizer
-    if words is None:
+    if tokenizer is None and source.tokenizer is None:
         raise UserError(f"{path}: has no tokenizer.model or tokenizer.json; name a folder that has one as tokenizer")
-    arch, found = source.architecture, Tokenizer.load(words)
-    check_vocabulary(found, arch.decoder.vocab)
-    spec = ModelSpec.of(arch, source.adapter)
-    devices = make_mesh(mesh or MeshConfig(data=1))
-    leaves = place(spec, source, devices, source.trained, dtype, source.seed)
-    processor = Processor(found, arch, prompt or source.prompt or "v1", image_aspect or source.image_aspect or "pad")
-    return nnx.merge(spec.graph, unflatten(leaves)), processor
+    settings = Config(model=ModelConfig(tokenizer=tokenizer, frozen_dtype=dtype), mesh=mesh or MeshConfig(data=1))
+    found = open_model(settings, source)
+    prompt, image_aspect = prompt or source.prompt or "v1", image_aspect or source.image_aspect or "pad"
+    processor = Processor(found.tokenizer, source.architecture, prompt, image_aspect)
+    return nnx.merge(found.spec.graph, unflatten(found.place())), processor
 
 
 def generate(

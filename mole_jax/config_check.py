@@ -8,6 +8,10 @@ from typing import Any
 
 from mole_jax.config import ATTENTION_TARGETS, GROUPS, MLP_TARGETS, AdapterConfig, Config, DecodingConfig, DomainConfig
 from mole_jax.errors import UserError, nearest
+from mole_jax.terminal import escaped, shortened
+
+MOST_NAME_BYTES = 200
+"""Of a domain's or task's name: files are called after tasks, and a file's name has at most 255 bytes."""
 
 Rows = Iterator[tuple[bool, str]]
 """What must hold, and what to say if it does not. A row may rely on those before it: the first that fails ends it."""
@@ -40,7 +44,7 @@ def _decoding(d: DecodingConfig, field: str) -> Rows:
     yield d.max_new_tokens >= 1, f"{field}.max_new_tokens is {d.max_new_tokens}, it must be at least 1"
     finite = 0 <= d.temperature < math.inf
     yield finite, f"{field}.temperature is {d.temperature}, it must not be negative; 0 is greedy"
-    yield d.top_k is None or d.top_k >= 1, f"{field}.top_k is {d.top_k}, it must be at least 1, or None for all tokens"
+    yield d.top_k is None or d.top_k >= 0, f"{field}.top_k is {d.top_k}, it must not be negative; 0 is all tokens"
     yield 0 < d.top_p <= 1, f"{field}.top_p is {d.top_p}, it must be over 0 and at most 1"
     finite = 0 < d.repetition_penalty < math.inf
     yield finite, f"{field}.repetition_penalty is {d.repetition_penalty}, it must be over 0; 1 is no penalty"
@@ -127,10 +131,24 @@ def _data(config: Config) -> Rows:
     yield data.temperature > 0, f"data.temperature is {data.temperature}, it must be over 0"
     counts = ("sequence_length", "examples_per_row", "images_per_row", "packing_bins", "max_image_pixels", "shards")
     yield from _at_least_1("data", data, *counts)
+    yield (
+        data.most_skipped is None or 0 <= data.most_skipped <= 1,
+        f"data.most_skipped is {data.most_skipped}, it is a share: from 0 to 1, or None for no limit",
+    )
     yield from _not_negative("data", data, "workers")
 
 
+def _name(name: str, field: str) -> Rows:
+    fits = name and escaped(name) == name and "/" not in name and len(name.encode()) <= MOST_NAME_BYTES
+    yield (
+        bool(fits),
+        f"{field} has a name '{shortened(name)}'; a name is 1 to {MOST_NAME_BYTES} bytes without '/' and control "
+        "characters, since files are called after it",
+    )
+
+
 def _domain(domain: DomainConfig) -> Rows:
+    yield from _name(domain.name, "data.domains")
     where = f"data.domains: {domain.name} has"
     yield domain.weight >= 0, f"{where} weight {domain.weight}, it must not be negative"
     yield domain.repeat > 0, f"{where} repeat {domain.repeat}, it must be over 0"
@@ -181,6 +199,7 @@ def _evaluation(config: Config) -> Rows:
     yield from _different("evaluation.tasks has two tasks", [task.name for task in evaluation.tasks])
     yield from _at_least_1("evaluation", evaluation, "every", "batch_size")
     for task in evaluation.tasks:
+        yield from _name(task.name, "evaluation.tasks")
         where = f"evaluation.tasks: {task.name}"
         yield from _decoding(task.decoding, f"{where}.decoding")
         yield (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Union
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, Union
 
-from mole_jax.config import AdapterConfig, Config
+from mole_jax.config import Config
 from mole_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -22,15 +22,56 @@ def to_json(value: DataclassInstance) -> dict[str, Any]:
     return {field: _plain(one) for field, one in dataclasses.asdict(value).items()}
 
 
+ALWAYS: Mapping[str, tuple[str, ...]] = {
+    "AdapterConfig": (
+        *("kind", "rank", "alpha", "dropout", "targets", "experts", "router_bias", "router_gradient"),
+        *("balance_loss", "balance_weight", "expert_path", "expert_sharding"),
+    ),
+    "VisionArchitecture": ("norm_eps", "activation"),
+    "DecoderArchitecture": ("rope_theta", "rope_scaling", "norm_eps", "tied_head", "bos_id", "eos_id", "pad_id"),
+    "LlavaArchitecture": ("feature_layer", "feature_select", "image_vectors"),
+}
+"""Fields with a default that are part of a hash at their default too, by class: those of the first version. Add none:
+a field that comes later must change no hash of weights that never heard of it."""
 LATER = ("shared_rank", "route_by", "shared_router", "domain_weight")
-"""Fields that `AdapterConfig` once did not have; at their defaults they mean what their absence meant."""
+"""Fields of `AdapterConfig` that came after the first version and before the first hash of an adapter folder."""
 
 
-def identity(adapter: AdapterConfig) -> str:
-    """Returns the text of `adapter` that hashes are made of: weights keep theirs when a version adds a setting."""
-    fields = dataclasses.fields(adapter)
-    kept = [field.name for field in fields if field.name not in LATER or getattr(adapter, field.name) != field.default]
-    return f"AdapterConfig({', '.join(f'{name}={getattr(adapter, name)!r}' for name in kept)})"
+def identity(value: DataclassInstance, also: Collection[str] = ()) -> str:
+    """Returns the text of an architecture or adapter that hashes are made of.
+
+    It looks like its repr, without the fields that are at their defaults and neither in `ALWAYS` nor in `also`. So a
+    new field with a default does not change the hashes of weights from before.
+    """
+    said = (f"{name}={_identity_of(field)}" for name, field in _identifying(value, also).items())
+    return f"{type(value).__name__}({', '.join(said)})"
+
+
+def identity_json(value: DataclassInstance) -> dict[str, Any]:
+    """Returns `to_json` of the fields that `identity` has."""
+    return {
+        name: identity_json(field) if _is_instance(field) else _plain(field)
+        for name, field in _identifying(value).items()
+    }
+
+
+def _identity_of(value: Any) -> str:
+    return identity(value) if _is_instance(value) else repr(value)
+
+
+def _identifying(value: DataclassInstance, also: Collection[str] = ()) -> dict[str, Any]:
+    always = {*ALWAYS.get(type(value).__name__, ()), *also}
+    found = {}
+    for field in dataclasses.fields(value):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        own = getattr(value, field.name)
+        if default is dataclasses.MISSING or field.name in always or own != default:
+            found[field.name] = own
+    return found
+
+
+def _is_instance(value: Any) -> TypeGuard[DataclassInstance]:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def from_json(values: Mapping[str, Any], *, where: str = "config.json") -> Config:

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from mole_jax.cli import Parser, load_config
 from mole_jax.errors import UserError, run_door
-
-FORMATS = {
-    "hf": "a HF LLaVA folder: plain LoRA merged, a MoLE as a stock Mixtral of merged experts",
-    "peft": "a PEFT adapter folder (plain LoRA)",
-    "llava_mole": "the released LLaVA-MoLE's state dict",
-    "mixlora": "MoE-PEFT's MixLoRA directory",
-    "mole": "this project's adapter folder: all that was trained, without the base",
-    "run": "a run's folder: a base for train, or adapters with the name of their base",
-}
+from mole_jax.files import absolute
+from mole_jax.terminal import escaped
+from mole_jax.weights.convert import convert
+from mole_jax.weights.formats import choices, recognised
 
 
 def main() -> None:
     parser = Parser(
         prog="python -m mole_jax.convert",
-        description="Convert weights. The input's format is recognised: a HF or original LLaVA folder, a hub name, a "
-        "run's folder, a PEFT, MixLoRA or MoLE adapter folder, a released LLaVA-MoLE file (.safetensors, .npz, .pt).",
+        description=f"Convert weights. The input's format is recognised: {recognised()}.",
     )
     parser.add_argument("--input", required=True, help="folder, file or hub name")
     parser.add_argument("--output", required=True, help="folder to write; must not hold a model yet")
     parser.add_argument(
         "--to",
         required=True,
-        choices=tuple(FORMATS),
-        help="; ".join(f"{name}: {what}" for name, what in FORMATS.items()),
+        choices=tuple(choices()),
+        help="; ".join(f"{name}: {what}" for name, what in choices().items()),
     )
     parser.add_argument(
         "--dtype",
@@ -58,8 +52,6 @@ def main() -> None:
     config = None if flags.tasks is None else load_config(flags.tasks)
     if config is not None and (flags.expert is None or not config.evaluation.tasks):
         raise UserError("--tasks: goes with --expert, and with a config that has evaluation.tasks")
-    from mole_jax.weights.convert import convert
-
     line = convert(
         flags.input,
         flags.output,
@@ -70,14 +62,13 @@ def main() -> None:
         expert=flags.expert,
         vision=flags.vision,
     )
-    print(line)
+    print(escaped(line, keep="\n"))
     if config is not None:
         from mole_jax.evaluation.compare import compare_checkpoints
-        from mole_jax.weights.run import absolute
 
         folder = absolute(flags.output) / "evaluation"
         found = compare_checkpoints(config, flags.input, flags.output, folder, base=flags.base, alpha=flags.alpha)
-        print(found.text())
+        print(escaped(found.text(), keep="\n"))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from mole_jax import cli
 from mole_jax.config_check import check_tasks
 from mole_jax.errors import run_door
 from mole_jax.parallel.launch import add_flags
+from mole_jax.terminal import escaped
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
         workdir, by_layer = absolute(flags.workdir), flags.knock_out == "layers"
         routed = routing_of_checkpoint(config, flags.checkpoint, workdir, base=flags.base, by_layer=by_layer)
         if hosts.is_first():
-            print(text(routed))
+            print(escaped(text(routed), keep="\n"))
             print(f"\nreport: {workdir / 'routing.md'}")
 
 

@@ -22,8 +22,8 @@ def main() -> None:
     from mole_jax.parallel import hosts
 
     with hosts.joined(flags, preemptible=True):
+        from mole_jax.files import absolute
         from mole_jax.training.loop import train
-        from mole_jax.weights.run import absolute
 
         train(config, absolute(flags.workdir))
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from mole_jax import cli
+from mole_jax.files import absolute
 from mole_jax.training.loop import train
-from mole_jax.weights.run import absolute
 from tests.tiny import ROOT
 
 

@@ -12,14 +12,13 @@ from mole_jax.config import Config, DataConfig
 from mole_jax.errors import UserError
 from mole_jax.evaluation.runner import Evaluator, result_file
 from mole_jax.model.objective import Forward
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
-from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
 from mole_jax.parameters import Tree, unflatten
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.training.setup import check_vocabulary
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights.source import RunSource, Source, open_source, tokenizer_path
+from mole_jax.weights.open import open_model, open_source
+from mole_jax.weights.source import Source
 
 
 def evaluate_checkpoint(
@@ -44,7 +43,7 @@ def evaluate_checkpoint(
             answers of another checkpoint or other settings.
     """
     source = open_source(checkpoint, base=base, alpha=alpha)
-    step = source.step if isinstance(source, RunSource) else 0
+    step = source.step or 0
     if hosts.first("evaluated", result_file(workdir, step).exists):
         raise UserError(f"{result_file(workdir, step)}: results are there already; choose another --workdir")
     own = place_checkpoint(config, source)
@@ -74,12 +73,8 @@ def place_checkpoint(config: Config, source: Source) -> Placed:
         UserError: there is no tokenizer or not the model's, the weights cannot be read, or the mesh does not fit.
     """
     config = dataclasses.replace(config, adapter=source.adapter, data=with_own_prompt(config.data, source))
-    arch, mesh = source.architecture, make_mesh(config.mesh)
-    tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
-    check_vocabulary(tokenizer, arch.decoder.vocab)
-    spec = ModelSpec.of(arch, source.adapter)
-    leaves = place(spec, source, mesh, source.trained, config.model.frozen_dtype, source.seed)
-    return Placed(config, mesh, tokenizer, spec, unflatten(leaves))
+    opened = open_model(config, source)
+    return Placed(config, opened.mesh, opened.tokenizer, opened.spec, unflatten(opened.place()))
 
 
 def with_own_prompt(data: DataConfig, source: Source) -> DataConfig:

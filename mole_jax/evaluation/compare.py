@@ -16,7 +16,7 @@ from mole_jax.evaluation.runner import predictions_file
 from mole_jax.evaluation.tables import aligned, markdown
 from mole_jax.evaluation.tables import score as percent
 from mole_jax.files import read_json, read_json_lines, write_json, write_text
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 
 SEED = 0
 """Of the resamples: the same two evaluations always compare alike."""

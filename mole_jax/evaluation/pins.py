@@ -62,7 +62,7 @@ def fingerprint(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Mesh
     array, not proof against forgery), so that a large model need not be gathered on a host.
     """
     leaves = dict(sorted(leaf for tree in trees for leaf in flatten(tree).items()))
-    digest = hashlib.sha256(f"{arch} {identity(config.adapter)}".encode())
+    digest = hashlib.sha256(f"{identity(arch)} {identity(config.adapter)}".encode())
     sums_of = jax.jit(_sums, out_shardings=replicated(mesh))
     for (path, leaf), sums in zip(leaves.items(), jax.device_get(sums_of(list(leaves.values()))), strict=True):
         digest.update(f"{path} {leaf.dtype} {leaf.shape} {sums.tolist()}".encode())

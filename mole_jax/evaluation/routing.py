@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -14,19 +13,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mole_jax.config import Config, TaskConfig
-from mole_jax.data.held_out import HeldOut
 from mole_jax.errors import UserError
 from mole_jax.evaluation.checkpoint import Placed, place_checkpoint
 from mole_jax.evaluation.routing_report import RESULT, write_routing
 from mole_jax.evaluation.routing_statistics import Routed
-from mole_jax.evaluation.runner import no_example, open_held_out
+from mole_jax.evaluation.runner import no_example, open_held_out, skipped_records
 from mole_jax.model.llava import Llava
 from mole_jax.model.loss import token_losses
 from mole_jax.model.objective import Arrays, hints
 from mole_jax.parallel import hosts
 from mole_jax.parallel.sharding import put_batch, replicated
 from mole_jax.parameters import Tree, flatten, unflatten
-from mole_jax.weights.source import RunSource, open_source
+from mole_jax.weights.open import open_source
 
 
 class Sums(NamedTuple):
@@ -109,7 +107,7 @@ def routing_of_checkpoint(
 
     Args:
         config: the tasks; the checkpoint's own prompt and image preparation are used.
-        checkpoint, base: as in `mole_jax.weights.source.open_source`.
+        checkpoint, base: as in `mole_jax.weights.open.open_source`.
         workdir: gets routing.json, routing.md and the figures.
         by_layer: knock out the experts of each layer by themselves too, one more pass for each.
 
@@ -125,8 +123,7 @@ def routing_of_checkpoint(
         )
     if hosts.first("routing", (workdir / RESULT).exists):
         raise UserError(f"{workdir / RESULT}: a routing report is there already; choose another --workdir")
-    step = source.step if isinstance(source, RunSource) else 0
-    routed = measure(place_checkpoint(config, source), checkpoint=checkpoint, step=step, by_layer=by_layer)
+    routed = measure(place_checkpoint(config, source), checkpoint=checkpoint, step=source.step or 0, by_layer=by_layer)
     if hosts.is_first():
         write_routing(workdir, routed)
     return routed
@@ -188,12 +185,4 @@ def _task(placed: Placed, task: TaskConfig, run: Any, kept: list) -> tuple[Sums,
             whole = first if whole is None else jax.tree.map(np.add, whole, first)
     if whole is None or not whole.answer_tokens:
         raise no_example(task, placed.config.data)
-    return whole, losses.tolist(), _skipped(batches)
-
-
-def _skipped(batches: HeldOut) -> dict[str, int]:
-    """Returns how many records were skipped, by reason; on the first process of those of all."""
-    counted = collections.Counter()
-    for part in hosts.gathered("skipped", {why: len(records) for why, records in batches.skipped.items()}) or ():
-        counted.update(part)
-    return dict(counted)
+    return whole, losses.tolist(), skipped_records(batches)

@@ -24,10 +24,11 @@ import jax
 from jax.experimental import multihost_utils
 
 from mole_jax.compat import job_client
-from mole_jax.errors import UserError
+from mole_jax.errors import UserError, print_error
 from mole_jax.parallel.launch import Launch, find
 from mole_jax.parallel.roll_call import call_roll
 from mole_jax.parallel.settings import program_settings
+from mole_jax.terminal import escaped
 
 MEETING_SECONDS = 1800.0
 """How long processes wait for one another: the slowest may still open its data, load weights, or compile."""
@@ -142,11 +143,13 @@ class Job:
         if isinstance(error, UserError):
             status = 2
             self._done.set()
-            print(f"error: {error}", file=sys.stderr)
+            print_error(error)
         elif isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in message or "NCCL" in message:
             # Most likely because another process is gone; then `_watch` finds out and ends this one.
             who = self.called(self.process)
-            print(f"{who}: {message:.300}; looking whether another process is gone", file=sys.stderr, flush=True)
+            print(
+                f"{who}: {escaped(message):.300}; looking whether another process is gone", file=sys.stderr, flush=True
+            )
             time.sleep(self._timeout + 5 * self._beat)
             traceback.print_exception(error)
         elif not isinstance(error, KeyboardInterrupt):
@@ -205,7 +208,11 @@ class Job:
         if process == self.process or self._done.is_set():
             return
         line = f"error: {self.called(process)} {what}; {self.called(self.process)} stops too"
-        print(line + ("" if status == 2 else "; the same command on all resumes the run"), file=sys.stderr, flush=True)
+        print(
+            escaped(line) + ("" if status == 2 else "; the same command on all resumes the run"),
+            file=sys.stderr,
+            flush=True,
+        )
         self._end(status)
 
     def _end(self, status: int) -> NoReturn:

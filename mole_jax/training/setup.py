@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,21 +13,25 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config
-from mole_jax.data.load import Source
+from mole_jax.data.load import check_room
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
+from mole_jax.files import read_json, write_json
 from mole_jax.model.objective import Forward
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
 from mole_jax.parameters import Tree, flatten, split_trainable
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.training.optimizer import direction, schedule
-from mole_jax.training.state import ModelSpec, place, trainable_table
-from mole_jax.training.step import StepMaker, TrainState
-from mole_jax.weights import source as weights
+from mole_jax.training import inputs
+from mole_jax.training.optimizer import make_tx, schedule
+from mole_jax.training.step import TrainState, TrainStep
+from mole_jax.training.summary import trainable_table
+from mole_jax.weights.open import open_model, open_source
 from mole_jax.weights.run import Meta, latest_step, write_params
-from mole_jax.weights.source import locate, open_base, open_source, tokenizer_path
+from mole_jax.weights.source import Source as Weights
+from mole_jax.weights.sources import locate
 
 CHANGEABLE = (
     "name",
@@ -37,6 +40,9 @@ CHANGEABLE = (
     "adapter.expert_sharding",
     "checkpoint",
     "data.workers",
+    "data.most_skipped",
+    "data.on_bad_record",
+    "data.on_too_long",
     "train.log_every",
     "train.max_bad_steps",
     "model.remat",
@@ -59,9 +65,13 @@ class Run:
     frozen: Tree
     state: TrainState
     """At step 0. Donated by the first step."""
+    train_step: TrainStep
+    """What `step` is made of."""
     step: jax.stages.Wrapped
     """Of a state (donated), the frozen arrays and a batch's arrays: the next state and metrics."""
     evaluation_step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
+    unchecked: str | None = None
+    """What to say of the run that is resumed, if not all that it was given is known."""
 
 
 def set_up(config: Config, workdir: epath.Path) -> Run:
@@ -71,20 +81,15 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         UserError: whatever of config, data, base, mesh or workdir does not fit.
     """
     hosts.agree("config", _dotted(config_json.to_json(config)) | {"version of jax": jax.__version__})
-    mesh = make_mesh(config.mesh)
-    check_rows(config.train.batch_rows, config.train.accumulation, mesh)
+    # Before the base, which may be a long download away.
+    check_rows(config.train.batch_rows, config.train.accumulation, make_mesh(config.mesh))
     hosts.first("workdir", lambda: check_same_run(workdir, config))
-    source = open_base(config.model, config.seed)
+    opened = open_model(config)
+    source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec
     arch = source.architecture
-    tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
-    check_vocabulary(tokenizer, arch.decoder.vocab)
-    if config.data.sequence_length > arch.decoder.max_position:
-        raise UserError(
-            f"config: data.sequence_length {config.data.sequence_length} is over the {arch.decoder.max_position} "
-            "positions that the base was made for; lower it"
-        )
-    for task in config.evaluation.tasks:
-        Source.open(task.name, task.path, task.image_root)  # a missing file is told now, not after the training
+    check_room(config.data, arch.image, positions=arch.decoder.max_position)
+    given = inputs.look(config, tokenizer)
+    unchecked = hosts.first("inputs", lambda: inputs.check(workdir, given))
     part, parts = reader(mesh)
     mixture = Mixture.build(
         config.data,
@@ -98,10 +103,8 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     )
     hosts.agree("data", mixture.get_state()["mixture"])
     total_steps = count_steps(config, mixture, workdir)
-    spec = ModelSpec.of(arch, config.adapter)
-    leaves = place(spec, source, mesh, config.train.trainable, config.model.frozen_dtype, config.seed)
-    trainable, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
-    maker, state = prepare(config, spec, mesh, trainable, total_steps)
+    trainable, frozen = split_trainable(opened.place(), spec.declarations, config.train.trainable)
+    train_step, state = prepare(config, spec, mesh, trainable, total_steps)
     if config.model.base is not None:
         base, base_hash = locate(config.model.base), source.content_hash()
     elif frozen:
@@ -120,51 +123,58 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     )
     if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
-        (workdir / "config.json").write_text(json.dumps(config_json.to_json(config), indent=1))
+        write_json(workdir / "config.json", config_json.to_json(config))
+        inputs.write(workdir, given)
         tokenizer.save(str(workdir))
-        rows = trainable_table(spec.declarations, config.train.trainable)
-        (workdir / "trainable.json").write_text(json.dumps(rows, indent=1))
+        write_json(workdir / "trainable.json", trainable_table(spec.declarations, config.train.trainable))
     hosts.barrier("start")
     return Run(
-        config,
-        workdir,
-        mesh,
-        spec,
-        meta,
-        tokenizer,
-        mixture,
-        total_steps,
-        frozen,
-        state,
-        compiled_step(maker, state, mesh),
-        jax.jit(maker.forward.evaluation_step, out_shardings=replicated(mesh)),
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        spec=spec,
+        meta=meta,
+        tokenizer=tokenizer,
+        mixture=mixture,
+        total_steps=total_steps,
+        frozen=frozen,
+        state=state,
+        train_step=train_step,
+        step=compiled_step(train_step, state, mesh),
+        evaluation_step=jax.jit(train_step.forward.evaluation_step, out_shardings=replicated(mesh)),
+        unchecked=unchecked,
     )
 
 
 def prepare(
     config: Config, spec: ModelSpec, mesh: jax.sharding.Mesh, trainable: Tree, total_steps: int
-) -> tuple[StepMaker, TrainState]:
-    """Returns the step's maker and the state at step 0; where `trainable` is abstract, so is the state.
+) -> tuple[TrainStep, TrainState]:
+    """Returns the step and the state at step 0; where `trainable` is abstract, so is the state.
 
     The optimizer's moments lie where their parameters lie.
     """
-    change = direction(config.optimizer, spec.declarations)
-    forward = Forward(config, spec.graph, len(config.data.domains))
-    maker = StepMaker(config, forward, spec.declarations, change, schedule(config.optimizer, total_steps))
+    tx = make_tx(config.optimizer, spec.declarations)
+    train_step = TrainStep(
+        config=config,
+        forward=Forward(config, spec.graph, len(config.data.domains)),
+        declarations=spec.declarations,
+        tx=tx,
+        factor=schedule(config.optimizer, total_steps),
+    )
     everywhere = replicated(mesh)
-    moments = optax.tree.map_params(
-        change,
+    opt_state = optax.tree.map_params(
+        tx,
         lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
-        jax.eval_shape(change.init, trainable),
+        jax.eval_shape(tx.init, trainable),
         trainable,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     )
     zero: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     if isinstance(jax.tree.leaves(trainable)[0], jax.ShapeDtypeStruct):
-        return maker, TrainState(zero, zero, trainable, moments)
-    moments = jax.jit(change.init, out_shardings=shardings_of(moments))(trainable)
+        return train_step, TrainState(step=zero, applied=zero, params=trainable, opt_state=opt_state)
+    opt_state = jax.jit(tx.init, out_shardings=shardings_of(opt_state))(trainable)
     step, applied = (jax.device_put(jnp.zeros((), jnp.int32), everywhere) for _ in range(2))
-    return maker, TrainState(step, applied, trainable, moments)
+    return train_step, TrainState(step=step, applied=applied, params=trainable, opt_state=opt_state)
 
 
 def shardings_of(tree: Any) -> Any:
@@ -172,10 +182,10 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def compiled_step(maker: StepMaker, state: TrainState, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+def compiled_step(train_step: TrainStep, state: TrainState, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """Returns the jitted training step; it donates the state it is given."""
     # Without out_shardings donation silently does not happen on a mesh.
-    return jax.jit(maker.train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
 
 
 def check_same_run(workdir: epath.Path, config: Config) -> None:
@@ -188,7 +198,10 @@ def check_same_run(workdir: epath.Path, config: Config) -> None:
     file = workdir / "config.json"
     if not file.exists() or not ((workdir / "eval").exists() or latest_step(workdir) is not None):
         return
-    before, now = _dotted(json.loads(file.read_text())), _dotted(config_json.to_json(config))
+    # Through a config, so that a field that came later counts as the default that it then had.
+    stored = read_json(file, remedy="put the run's own back, or choose another --workdir")
+    before = _dotted(config_json.to_json(config_json.from_json(stored, where=str(file))))
+    now = _dotted(config_json.to_json(config))
     for field in sorted(before.keys() | now.keys()):
         if before.get(field) != now.get(field) and not any((field + ".").startswith(f"{c}.") for c in CHANGEABLE):
             raise UserError(
@@ -206,7 +219,7 @@ def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for name, one in items for path, leaf in _dotted(one, f"{dot}{name}").items()}
 
 
-def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[str, jax.Array]) -> tuple[str, str]:
+def keep_random_base(workdir: epath.Path, source: Weights, frozen: dict[str, jax.Array]) -> tuple[str, str]:
     """Writes frozen weights that no file holds into the run's folder, once; returns their name within it and hash."""
     folder = workdir / "base"
     if hosts.first("base", lambda: latest_step(folder)) is None:
@@ -224,15 +237,6 @@ def keep_random_base(workdir: epath.Path, source: weights.Source, frozen: dict[s
     return folder.name, open_source(str(folder)).content_hash()
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
-    """Raises `UserError` if the tokenizer has ids that the model's embedding lacks."""
-    if tokenizer.vocab_size > vocab:
-        raise UserError(
-            f"config: model.tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {vocab}; "
-            "use the tokenizer that belongs to the checkpoint"
-        )
-
-
 def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
     """Returns the steps of the run; epochs are packed once to be counted, and the count is kept in the workdir.
 
@@ -247,10 +251,11 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
         "batch_rows": config.train.batch_rows,
         "seed": config.seed,
         "data": config_json.to_json(config.data),
+        "content": mixture.content,
     }
 
     def known() -> int | None:
-        before = json.loads(file.read_text()) if file.exists() else {}
+        before = read_json(file, remedy="remove it, and the steps are counted again") if file.exists() else {}
         return before["steps"] if {name: before.get(name) for name in counted} == counted else None
 
     steps = hosts.first("epoch", known)
@@ -258,7 +263,7 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
         found = hosts.gathered("epoch", mixture.count_batches())
         steps = hosts.first("epoch", lambda: max(found or ()))
         if hosts.is_first():
-            file.write_text(json.dumps({"steps": steps, **counted}, indent=1))
+            write_json(file, {"steps": steps, **counted})
     if steps == 0:
         raise UserError(f"config: train.epochs {config.train.epochs} makes no example; raise it")
     return steps

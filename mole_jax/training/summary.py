@@ -1,15 +1,40 @@
-"""From the arrays that a step returns to the numbers that a run writes down."""
+"""What a run writes down: what it trains, and the numbers made of the arrays that a step returns."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mole_jax.adapters.usage import entropy, mutual_information, shares
 from mole_jax.model.objective import Sums
+from mole_jax.parameters import Parameter, group_of
+
+
+def trainable_table(declarations: Mapping[str, Parameter], trainable: Collection[str]) -> list[dict[str, str | int]]:
+    """Returns a row per kind of parameter: its group, its name with the layers joined, its shape and its size."""
+    return [
+        {
+            "group": group_of(parameter),
+            "parameter": path,
+            "shape": " x ".join(map(str, parameter.shape)),
+            "numbers": parameter.size,
+        }
+        for path, parameter in declarations.items()
+        if group_of(parameter) in trainable
+    ]
+
+
+def format_table(rows: list[dict[str, str | int]]) -> str:
+    """Returns the rows of `trainable_table` as aligned text, with the sum."""
+    total = sum(int(row["numbers"]) for row in rows)
+    lines = [("trains", "parameter", "shape", "numbers")]
+    lines += [(str(row["group"]), str(row["parameter"]), str(row["shape"]), f"{row['numbers']:,}") for row in rows]
+    lines.append(("", "all", "", f"{total:,}"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in lines)
 
 
 def step_metrics(step_output: Mapping[str, Any], domains: Sequence[str]) -> dict[str, float]:

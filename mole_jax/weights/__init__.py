@@ -1,1 +1,1 @@
-"""Foreign checkpoint formats: one file a format, each around a table of names."""
+"""Weights: opened from any format, placed on the mesh, written in any format (one file each in `formats`)."""

@@ -1,13 +1,21 @@
-"""What a file of adapters says, in this project's words, and the names that such files share."""
+"""What a file of adapters says, in this project's words, and how such a file is read: every tensor accounted for."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
-from mole_jax.weights.leaf import Leaves
+from mole_jax.errors import UserError
+from mole_jax.weights.leaf import Leaf, Leaves
+from mole_jax.weights.names import LeafSpec
+
+Shape = tuple[int, ...]
+ReadTensor = Callable[[str], np.ndarray]
 
 MODULES = {
     "q_proj": "self_attn.q_proj",
@@ -19,6 +27,7 @@ MODULES = {
     "down_proj": "mlp.down_proj",
 }
 """Llama's name of each projection within its layer."""
+_NAMED = 5  # a message names so many keys and counts the rest
 
 
 def target_path(target: str) -> str:
@@ -41,3 +50,121 @@ class AdapterFile:
     image_aspect: ImageAspect | None = None
     base_hash: str | None = None
     """Hash of the base that the file belongs to; None: it does not say."""
+
+
+class Tensors(Protocol):
+    """The tensors of a file or of several."""
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]: ...
+    def read(self, name: str, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One of our arrays in a table of names: the tensors that it is made of."""
+
+    names: Sequence[str]
+    """In the order in which `array` takes them."""
+    shape: Shape
+    """Of each of them."""
+    array: Callable[[Sequence[str], ReadTensor], np.ndarray | Leaf]
+    """Makes our array, of the names and the function that reads a tensor."""
+
+
+def spec_row(spec: LeafSpec, names: Sequence[str] | None = None) -> Row:
+    """Returns the row of an array that is kept as Hugging Face keeps it, under other `names`. It stays in its file."""
+
+    def array(names: Sequence[str], read: ReadTensor) -> Leaf:
+        def layer(number: int) -> np.ndarray:
+            return read(names[number]).transpose(spec.permutation)
+
+        return Leaf(spec.shape, layer(0).dtype, spec.stacked, layer)
+
+    return Row(names or spec.names, spec.foreign_shape, array)
+
+
+def stored_names(tensors: Tensors, plain: Callable[[str], str]) -> dict[str, str]:
+    """Returns the names in the file by `plain` of them: what a table calls them."""
+    return {plain(name): name for name in tensors.shapes}
+
+
+def read_table(
+    tensors: Tensors,
+    table: Mapping[str, Row],
+    *,
+    where: Path,
+    what: str,
+    asks: str,
+    names: Mapping[str, str] | None = None,
+    ignored: Collection[str] = (),
+) -> dict[str, np.ndarray | Leaf]:
+    """Reads the arrays of a table of names.
+
+    Args:
+        tensors: the file's.
+        table: our paths; every name of it must be in the file.
+        where: what messages call the file.
+        what: what is wrong where the tensors do not fit, in words.
+        asks: who asks for the shapes.
+        names: names in the file by those of the table (`stored_names`). None: they are the same.
+        ignored: names, as the table has them, that may be there and are not read.
+
+    Raises:
+        UserError: a tensor is missing, unknown or of the wrong shape.
+    """
+    stored = stored_names(tensors, str) if names is None else names
+    expected = {name: row.shape for row in table.values() for name in row.names}
+    complain(
+        where,
+        what,
+        missing=[name for name in expected if name not in stored],
+        unknown=[own for name, own in stored.items() if name not in expected and name not in ignored],
+        shapes=wrong_shapes({name: tensors.shapes[own] for name, own in stored.items()}, expected, asks),
+    )
+
+    def read(name: str) -> np.ndarray:
+        return np.asarray(tensors.read(stored[name]))
+
+    return {path: row.array(row.names, read) for path, row in table.items()}
+
+
+def complain(
+    where: str | Path,
+    what: str,
+    missing: Sequence[str] = (),
+    unknown: Sequence[str] = (),
+    shapes: Sequence[str] = (),
+    twice: Sequence[str] = (),
+) -> None:
+    """Raises `UserError` that counts the tensors of each kind and names the first of them; returns if there are none.
+
+    Args:
+        where: the file or folder.
+        what: what is wrong, in words.
+        missing: names that should be there.
+        unknown: names that mean nothing here.
+        shapes: names of the wrong shape, with both shapes.
+        twice: names that mean the same tensor.
+    """
+    problems = [
+        f"{len(found)} {word}: {', '.join(found[:_NAMED])}{', …' if len(found) > _NAMED else ''}"
+        for word, found in (
+            ("missing", missing),
+            ("unknown", unknown),
+            ("of the wrong shape", shapes),
+            ("given twice", twice),
+        )
+        if found
+    ]
+    if problems:
+        raise UserError(f"{where}: {what}; " + "; ".join(problems))
+
+
+def wrong_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: str) -> list[str]:
+    """Returns a line for every tensor that is in both and differs; `source` says who asks for the shape."""
+    return [
+        f"{name} is {shape}, {source} asks for {expected[name]}"
+        for name, shape in found.items()
+        if name in expected and shape != expected[name]
+    ]

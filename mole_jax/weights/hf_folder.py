@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError
+from mole_jax.files import write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.safetensors_io import write_tensors
 
@@ -47,10 +47,10 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, shapes, dtype, tensors, max_shard_bytes)
     copy_tokenizer(folder, tokenizer)
-    _write_json(folder / "generation_config.json", _generation(arch))
-    _write_json(folder / "preprocessor_config.json", _preprocessor(arch))
-    _write_json(folder / "processor_config.json", _processor(arch))
-    _write_json(folder / CONFIG, config)  # last: a folder without it is seen to be unfinished
+    write_json(folder / "generation_config.json", _generation(arch), indent=2)
+    write_json(folder / "preprocessor_config.json", _preprocessor(arch), indent=2)
+    write_json(folder / "processor_config.json", _processor(arch), indent=2)
+    write_json(folder / CONFIG, config, indent=2)  # last: a folder without it is seen to be unfinished
 
 
 def copy_tokenizer(folder: Path, source: str | Path | None) -> None:
@@ -101,7 +101,3 @@ def _processor(arch: LlavaArchitecture) -> dict:
         "processor_class": "LlavaProcessor",
         "vision_feature_select_strategy": "full" if arch.feature_select == "full" else "default",
     }
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

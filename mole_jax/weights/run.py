@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,11 +63,6 @@ class Meta:
                 f"{where}: checkpoint format {value.get('format')} is not {FORMAT}; use the version that wrote it"
             )
         return config_json.dataclass_from_json(dict(value), cls, where=where)
-
-
-def absolute(path: str) -> epath.Path:
-    """Returns a path that orbax takes: local ones made absolute, gs:// and the like as they are."""
-    return epath.Path(path) if "://" in path else epath.Path(os.path.abspath(path))
 
 
 def latest_step(folder: epath.Path) -> int | None:

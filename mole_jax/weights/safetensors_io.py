@@ -1,15 +1,17 @@
-"""Reading slices out of, and writing, a folder of tensor files: one, or many behind an index.
+"""Tensor files: slices read out of one or many, a state dict in one of any kind, and safetensors written.
 
-Written are safetensors; a folder that has none is read from PyTorch's own files.
+Written are safetensors; a folder that has none is read from PyTorch's own files. No free pickles.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mole_jax.errors import UserError
+from mole_jax.files import read_json, write_json
 from mole_jax.weights.torch_file import TorchFile
 
 SINGLE = "model.safetensors"
@@ -24,21 +27,11 @@ INDEX = "model.safetensors.index.json"
 TORCH_SINGLE = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+STATE_DICT_SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
+
 Shape = tuple[int, ...]
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # all that is written, as numpy and the format say
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in `path`; raises `UserError` naming the file if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def tensor_files(folder: Path) -> tuple[Path, ...]:
@@ -102,6 +95,43 @@ class _SafetensorsFile:
             return handle.get_slice(name)[index] if index else handle.get_tensor(name)
 
 
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """The tensors of one file."""
+
+    shapes: Mapping[str, Shape]
+    """Shape of every tensor by name."""
+    read: Callable[[str], np.ndarray]
+    """Returns a tensor."""
+    metadata: Mapping[str, str]
+    """The header's own entries; empty where the format has none."""
+
+
+def open_state_dict(path: Path) -> StateDict:
+    """Opens a file by its suffix (`STATE_DICT_SUFFIXES`).
+
+    Raises:
+        UserError: the file is damaged, or it is torch's and holds more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        files = TensorFolder((path,))
+        with safe_open(str(path), framework="numpy") as handle:
+            return StateDict(files.shapes, files.read, handle.metadata() or {})
+    if path.suffix in TORCH_SUFFIXES:
+        file = TorchFile(path)
+        return StateDict(file.shapes, file.read, {})
+    tensors = _npz(path)
+    return StateDict({name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__, {})
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as npz ({error})") from None
+
+
 def write_tensors(
     folder: Path,
     shapes: Mapping[str, Shape],
@@ -138,7 +168,7 @@ def write_tensors(
         weight_map.update(dict.fromkeys(names, file))
     if many:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / INDEX, index, indent=2)
 
 
 def write_file(

@@ -13,11 +13,11 @@ import pytest
 from configs import study
 from mole_jax import cli
 from mole_jax.model.architecture import preset
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import batch_sharding, check_rows
 from mole_jax.parameters import flatten, split_trainable
 from mole_jax.training.setup import compiled_step, prepare
-from mole_jax.training.state import ModelSpec
 from tests.tiny import ROOT
 
 # Trainable numbers from the shapes (method.md, "Sizes"): d 4096, f 11008, 32 layers; d 5120, f 13824, 40 layers.
@@ -60,8 +60,8 @@ def test_recipe_builds_model_optimizer_and_step_on_eight_devices(name):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(trainable))
     assert all(leaf.dtype == "bfloat16" for leaf in jax.tree.leaves(frozen))
 
-    maker, state = prepare(config, spec, mesh, trainable, total_steps=1000)
-    step = compiled_step(maker, state, mesh)
+    train_step, state = prepare(config, spec, mesh, trainable, total_steps=1000)
+    step = compiled_step(train_step, state, mesh)
     with jax.set_mesh(mesh):
         lowered = step.lower(state, frozen, abstract_batch(config, arch, mesh))
     new_state, metrics = lowered.out_info

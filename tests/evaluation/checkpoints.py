@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from mole_jax.config import AdapterConfig, MeshConfig
+from mole_jax.files import absolute
 from mole_jax.model.architecture import preset
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
-from mole_jax.training.state import ModelSpec, place
 from mole_jax.weights import run
-from mole_jax.weights.source import RandomSource
+from mole_jax.weights.open import place
+from mole_jax.weights.sources import RandomSource
 from tests import tiny
 from tests.weights.runs import trained_run
 
@@ -27,7 +29,7 @@ def write_base(folder: Path) -> Path:
     source = RandomSource(architecture, 0)
     leaves = place(spec, source, make_mesh(MeshConfig(data=1)), (), "float32", 0)
     meta = run.Meta(architecture, adapter, (), None, None, None, "of random weights", 0)
-    run.write_params(run.absolute(str(folder)), leaves, meta)
+    run.write_params(absolute(str(folder)), leaves, meta)
     return folder
 
 

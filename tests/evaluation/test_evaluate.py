@@ -19,7 +19,7 @@ from mole_jax.evaluation.checkpoint import evaluate_checkpoint
 from mole_jax.evaluation.compare import compare
 from mole_jax.evaluation.metrics import ABILITIES, METRIC_VERSIONS
 from mole_jax.evaluation.report import summary_table
-from mole_jax.weights.run import absolute
+from mole_jax.files import absolute
 from tests import tiny
 from tests.evaluation import checkpoints
 

@@ -21,11 +21,11 @@ from mole_jax.evaluation import routing, routing_report
 from mole_jax.evaluation import routing_statistics as statistics
 from mole_jax.evaluation.checkpoint import place_checkpoint
 from mole_jax.evaluation.runner import open_held_out
+from mole_jax.files import absolute
 from mole_jax.model.objective import Forward
 from mole_jax.parallel.sharding import put_batch, replicated
 from mole_jax.parameters import flatten, unflatten
-from mole_jax.weights.run import absolute
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 from tests import tiny
 from tests.evaluation import checkpoints
 from tests.evaluation.test_evaluate import free_port

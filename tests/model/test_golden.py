@@ -10,11 +10,11 @@ from flax import nnx
 
 from mole_jax.config import AdapterConfig, DecodingConfig, MeshConfig
 from mole_jax.model.loss import token_losses
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import unflatten
 from mole_jax.serving.sampler import Prompt, Sampler
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source, place
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 

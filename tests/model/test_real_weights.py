@@ -12,12 +12,13 @@ from flax import nnx
 
 from mole_jax.config import AdapterConfig, DecodingConfig, MeshConfig
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture, VisionArchitecture
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import unflatten
 from mole_jax.serving.sampler import Prompt, Sampler
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights.hf import write_hf
-from mole_jax.weights.source import RandomSource, open_source
+from mole_jax.weights.formats.hf import write_hf
+from mole_jax.weights.open import open_source, place
+from mole_jax.weights.sources import RandomSource
 
 
 def read_llama2c(file):

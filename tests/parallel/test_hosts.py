@@ -18,10 +18,10 @@ import pytest
 
 from mole_jax import cli
 from mole_jax.data.mixture import Mixture
+from mole_jax.files import absolute
 from mole_jax.model.architecture import PRESETS
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.training.loop import train
-from mole_jax.weights.run import absolute
 from tests import tiny
 from tests.parallel.test_launch import address
 

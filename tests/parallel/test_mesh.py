@@ -18,10 +18,10 @@ from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS
 from mole_jax.model.decoder import Decoder
 from mole_jax.model.loss import token_losses
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, partition, put_batch, reader
 from mole_jax.parameters import Declare, DecoderParam, declared, split_trainable, streams, unflatten
-from mole_jax.training.state import ModelSpec
 
 MOLE = AdapterConfig(kind="mole", experts=4, rank=32)
 

@@ -15,6 +15,7 @@ from mole_jax import plan as plan_door
 from mole_jax.config import AdapterConfig, Config, DataConfig, TrainConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import preset
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.devices import CHIPS, GIB, Chip
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.planning import compile as planning_compile
@@ -25,7 +26,6 @@ from mole_jax.planning.compile import Facts, abstract_step, architecture_of, com
 from mole_jax.planning.cost import Collective, Kernels
 from mole_jax.planning.predict import Exchange, Memory, Prediction, as_json, at_depth, conclude, exchange_of
 from mole_jax.training.flops import recomputed_flops
-from mole_jax.training.state import ModelSpec
 from tests import tiny
 
 CHIP = Chip(flops=100e12, memory=16 * GIB, bandwidth=1e12, links=1e11, clock=1e9)

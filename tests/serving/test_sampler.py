@@ -13,14 +13,15 @@ from flax import nnx
 from mole_jax.adapters.mixture import Hints
 from mole_jax.config import AdapterConfig, DecodingConfig, MeshConfig
 from mole_jax.model.architecture import PRESETS
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import parameter_sharding
 from mole_jax.parameters import AdapterParam, RouterParam, unflatten
 from mole_jax.serving.decode import programs
 from mole_jax.serving.sampler import CHUNK, Prompt, Sampler, bucket, pad
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.training.state import ModelSpec, place
-from mole_jax.weights.source import RandomSource, open_source
+from mole_jax.weights.open import open_source, place
+from mole_jax.weights.sources import RandomSource
 from tests.tiny import TOKENIZER
 
 ARCH = PRESETS["tiny"]

@@ -14,8 +14,8 @@ import pytest
 
 from mole_jax import cli
 from mole_jax.errors import UserError
+from mole_jax.files import absolute
 from mole_jax.training.setup import set_up
-from mole_jax.weights.run import absolute
 from tests import tiny
 
 # One worker takes them all: they share an uninterrupted run, which takes most of a minute.

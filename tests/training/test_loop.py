@@ -12,9 +12,9 @@ import pytest
 from mole_jax import config_json
 from mole_jax.config import DomainConfig, ModelConfig
 from mole_jax.errors import UserError
+from mole_jax.files import absolute
 from mole_jax.training.loop import train
 from mole_jax.training.telemetry import read_metrics
-from mole_jax.weights.run import absolute
 from tests import tiny
 
 NO_EVALUATION = {"tasks": ()}

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
+from mole_jax.files import absolute
 from mole_jax.model.objective import Sums
 from mole_jax.training.loop import train
 from mole_jax.training.routing_watch import EVENTS_FILE, WINDOW, RoutingWatch
 from mole_jax.training.summary import step_metrics
 from mole_jax.training.telemetry import MetricsWriter, read_metrics, record_events
-from mole_jax.weights.run import absolute
 from tests import tiny
 
 DOMAINS = ["general", "document", "biomedical"]

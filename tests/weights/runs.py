@@ -10,11 +10,12 @@ import numpy as np
 from flax import nnx
 
 from mole_jax.config import AdapterConfig, MeshConfig
+from mole_jax.files import absolute
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of, unflatten
-from mole_jax.training.state import ModelSpec, place
 from mole_jax.weights import run
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source, place
 
 GROUPS = ("adapters", "router", "projector")
 
@@ -33,9 +34,9 @@ def host(leaves):
 def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", **adapter):
     """A run's folder as the trainer leaves it, with random adapters on `base`; returns (spec, all arrays)."""
     source = open_source(str(base))
-    source.architecture = dataclasses.replace(source.architecture, **(arch or {}))
+    arch = dataclasses.replace(source.architecture, **(arch or {}))
     settings = AdapterConfig(**{"rank": 3, "alpha": 6.0} | adapter)
-    spec = ModelSpec.of(source.architecture, settings)
+    spec = ModelSpec.of(arch, settings)
     leaves = place(spec, source, make_mesh(MeshConfig(data=1)), GROUPS, "float32", 0)
     own = [path for path in leaves if group_of(spec.declarations[path]) in GROUPS]
     key = jax.random.key(7)
@@ -43,7 +44,7 @@ def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", **adapter):
         path: scale * jax.random.normal(jax.random.fold_in(key, i), leaves[path].shape) for i, path in enumerate(own)
     }
     meta = run.Meta(
-        architecture=source.architecture,
+        architecture=arch,
         adapter=settings,
         trained=GROUPS,
         prompt=prompt,
@@ -52,7 +53,7 @@ def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", **adapter):
         base_hash=source.content_hash(),
         seed=0,
     )
-    run.write_params(run.absolute(str(folder)), own, meta)
+    run.write_params(absolute(str(folder)), own, meta)
     return spec, host(leaves | own)
 
 

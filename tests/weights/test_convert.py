@@ -11,12 +11,13 @@ from safetensors.numpy import load_file
 
 from mole_jax.config import AdapterConfig, MeshConfig, ModelConfig
 from mole_jax.errors import UserError
+from mole_jax.files import absolute
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of, unflatten
-from mole_jax.training.state import ModelSpec, place
 from mole_jax.weights import run
 from mole_jax.weights.convert import convert
-from mole_jax.weights.source import open_base, open_source
+from mole_jax.weights.open import open_base, open_source, place
 
 
 @pytest.fixture(params=["tiny_llava", "tiny_llava_gqa"])
@@ -50,7 +51,7 @@ def trained_run(folder, base, kind):
         base_hash=source.content_hash(),
         seed=0,
     )
-    run.write_params(run.absolute(str(folder)), own, meta)
+    run.write_params(absolute(str(folder)), own, meta)
     return spec, leaves | own
 
 

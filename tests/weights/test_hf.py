@@ -16,13 +16,9 @@ from safetensors.numpy import save_file
 
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS, RopeScaling
-from mole_jax.weights.hf import (
-    HfCheckpoint,
-    architecture_from_hf,
-    architecture_to_hf,
-    content_hash,
-    write_hf,
-)
+from mole_jax.weights.formats.hf import write_hf
+from mole_jax.weights.hf_checkpoint import HfCheckpoint, content_hash
+from mole_jax.weights.hf_config import architecture_from_hf, architecture_to_hf
 from mole_jax.weights.names import canonical, leaf_specs
 
 GOLDENS = ("tiny_llava", "tiny_llava_gqa")

@@ -11,10 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mole_jax.errors import UserError
-from mole_jax.weights import hf
 from mole_jax.weights.convert import convert
+from mole_jax.weights.formats.llava import open_llava
+from mole_jax.weights.hf_checkpoint import resolve
 from mole_jax.weights.names import canonical
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 from tests.weights.runs import leaves_of
 from tests.weights.torch_format import torch_save
 
@@ -108,11 +109,11 @@ def test_a_hub_repository_without_safetensors_gives_its_torch_files(tmp_path, mo
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hf.resolve("lmsys/vicuna-7b-v1.5") == tmp_path
+    assert resolve("lmsys/vicuna-7b-v1.5") == tmp_path
     assert ["pytorch_model*.bin"] in asked
     (tmp_path / "model.safetensors").touch()
     asked.clear()
-    hf.resolve("llava-hf/llava-1.5-7b-hf")
+    resolve("llava-hf/llava-1.5-7b-hf")
     assert not any("bin" in pattern for patterns in asked for pattern in patterns)
 
 
@@ -138,5 +139,5 @@ def test_torch_shards_behind_an_index(parts):
 
 
 def leaves_by_name(vicuna, clip):
-    checkpoint = hf.HfCheckpoint.open(vicuna, str(clip))
+    checkpoint = open_llava(vicuna, str(clip))
     return {path: checkpoint.read(path) for path in checkpoint.leaf_shapes()}

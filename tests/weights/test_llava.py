@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from mole_jax.errors import UserError
 from mole_jax.weights.convert import convert
-from mole_jax.weights.hf import HfCheckpoint
+from mole_jax.weights.formats.llava import open_llava
 from mole_jax.weights.names import canonical
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 from tests.weights.runs import leaves_of
 
 THEIRS = {
@@ -72,7 +72,7 @@ def test_the_same_arrays_as_hugging_faces_files(original, tmp_path):
 
 
 def test_slices_of_a_grown_vocabulary(original):
-    checkpoint = HfCheckpoint.open(original[0])
+    checkpoint = open_llava(original[0])
     for path in ("decoder/embedding", "decoder/head/kernel"):
         whole = checkpoint.read(path)
         rows = [slice(0, 100), slice(300, 340), slice(330, 384), slice(320, 320)]

@@ -20,7 +20,7 @@ import dataclasses, json, pathlib, shutil, sys
 import ml_dtypes, numpy as np
 from mole_jax.model.architecture import PRESETS
 from mole_jax.weights.convert import convert
-from mole_jax.weights.hf import write_hf
+from mole_jax.weights.formats.hf import write_hf
 from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.names import leaf_specs
 
@@ -70,7 +70,7 @@ def test_the_peak_stays_under_the_largest_shard(tmp_path):
     assert grown.keys() == {"large -> hf", "large -> run", "run -> back"}
     assert max(grown.values()) < 1.3 * max(sizes), grown
     # And all of it went through: the same bytes came back, in one file here.
-    from mole_jax.weights.hf import HfCheckpoint
+    from mole_jax.weights.hf_checkpoint import HfCheckpoint
 
     before, after = (HfCheckpoint.open(tmp_path / name) for name in ("large", "out/back"))
     path = "decoder/layers/mlp/gate_proj/kernel"

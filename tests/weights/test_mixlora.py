@@ -16,8 +16,8 @@ from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS
 from mole_jax.parameters import unflatten
 from mole_jax.weights.convert import convert
-from mole_jax.weights.mixlora import check_mixlora
-from mole_jax.weights.source import open_source
+from mole_jax.weights.formats.mixlora import check_mixlora
+from mole_jax.weights.open import open_source
 from tests.weights.mixtral_reference import decoder_logits
 from tests.weights.runs import example, leaves_of, logits, trained_run
 

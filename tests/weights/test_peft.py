@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from mole_jax.errors import UserError
 from mole_jax.weights.convert import convert
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 from tests.weights.runs import leaves_of, logits, trained_run
 from tests.weights.torch_format import torch_save
 

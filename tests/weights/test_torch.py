@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from mole_jax.errors import UserError
 from mole_jax.weights.convert import convert
-from mole_jax.weights.state_dict import open_state_dict
+from mole_jax.weights.safetensors_io import open_state_dict
 from tests.weights.runs import example, leaves_of, logits, trained_run
 
 ROOT = Path(__file__).parents[2]

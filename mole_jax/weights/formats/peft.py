@@ -15,7 +15,6 @@ projector apart in ``non_lora_trainables.bin`` as ``model.mm_projector.{0,2}``; 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -23,23 +22,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
+from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.accounts import complain, wrong_shapes
-from mole_jax.weights.foreign import MODULES, AdapterFile, target_path
-from mole_jax.weights.llava import renamed
-from mole_jax.weights.names import LeafSpec, canonical, leaf_specs
-from mole_jax.weights.safetensors_io import TensorFolder, read_json
+from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs
+from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row, stored_names
+from mole_jax.weights.format import DTYPES, Export, Format, Given, check_trained, over_base, trained_arrays
+from mole_jax.weights.formats.llava import renamed
+from mole_jax.weights.names import canonical
+from mole_jax.weights.safetensors_io import TensorFolder
+from mole_jax.weights.sources import LayeredSource
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 TORCH_TENSORS = "adapter_model.bin"
 PROJECTOR_APART = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
-LORA = "model.language_model.layers.{layer}.{module}.lora_{side}.weight"
+NAMES = AdapterNames(PREFIX + "model.language_model.layers.{layer}.{module}.lora_{side}.weight")
+_READ = AdapterNames("language_model.model.layers.{layer}.{module}.lora_{side}.weight")  # as `canonical` has them
 _LORA = re.compile(r"language_model\.model\.layers\.(\d+)\.(?P<module>[\w.]+)\.lora_[AB]\.weight")
 
 PROJECTOR = "multi_modal_projector"
@@ -57,16 +59,6 @@ _UNSUPPORTED = {
 }
 
 
-def is_peft(folder: Path) -> bool:
-    """Tells whether `folder` holds a PEFT adapter of any kind."""
-    return (folder / CONFIG).is_file() and "peft_type" in read_json(folder / CONFIG)
-
-
-def peft_base(folder: Path) -> str | None:
-    """Returns the base model that the adapter names, if it names one."""
-    return read_json(folder / CONFIG).get("base_model_name_or_path") or None
-
-
 def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
     """Raises `UserError` with the reason if PEFT has no place for a model with these adapters."""
     if adapter.kind == "mole":
@@ -80,48 +72,6 @@ def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -
             f"{where}: a PEFT adapter has no place for learned image start and end vectors (model.image_vectors); "
             "convert it --to mole"
         )
-
-
-def write_peft(
-    folder: str | Path,
-    adapter: AdapterConfig,
-    leaves: Mapping[str, np.ndarray],
-    arch: LlavaArchitecture,
-    *,
-    base: str | None,
-    where: str,
-    dtype: DTypeLike = np.float32,
-) -> None:
-    """Writes a plain LoRA, and the projector where `leaves` has it, as PEFT does.
-
-    Args:
-        folder: made if it is not there.
-        adapter: of kind lora.
-        leaves: the adapters' arrays by path, and the projector's if it was trained.
-        arch: the model.
-        base: name or folder of the base, recorded for those who load the adapter.
-        where: what messages call the model.
-        dtype: type of the written tensors.
-
-    Raises:
-        UserError: the adapters are no plain LoRA, or the model has learned image vectors.
-    """
-    check_peft(adapter, arch, where=where)
-    tensors = {}
-    for (target, side), names in _lora_names(adapter.targets, arch).items():
-        stacked = leaves[f"{target_path(target)}/adapter/{side.lower()}"]
-        tensors |= {PREFIX + name: one.T for name, one in zip(names, stacked, strict=True)}
-    for path, spec in _projector(arch).items():
-        if path in leaves:
-            tensors[f"{PREFIX}model.{spec.pattern}"] = leaves[path].transpose(spec.inverse)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with_projector = any(path in leaves for path in _projector(arch))
-    # PEFT's own loader asks for torch's mark in the header.
-    arrays = {name: np.ascontiguousarray(one, dtype=dtype) for name, one in tensors.items()}
-    save_file(arrays, str(folder / TENSORS), metadata={"format": "pt"})
-    config = _config(adapter, base, with_projector)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _config(adapter: AdapterConfig, base: str | None, with_projector: bool) -> dict[str, Any]:
@@ -162,47 +112,31 @@ def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     if file is None:
         raise UserError(f"{folder}: holds neither {TENSORS} nor {TORCH_TENSORS}; copy the whole folder")
     files = TensorFolder([file, *folder.glob(PROJECTOR_APART)])
-    stored = {_canonical(name): name for name in files.shapes}
+    stored = stored_names(files, _canonical)
     modules = {found["module"] for name in stored if (found := _LORA.fullmatch(name))}
-    targets = tuple(target for target, module in MODULES.items() if module in modules)
-    adapter = dataclasses.replace(adapter, targets=targets)
+    adapter = dataclasses.replace(adapter, targets=tuple(name for name, one in MODULES.items() if one in modules))
+    _check_ranks(folder, adapter.rank, {name: files.shapes[own] for name, own in stored.items()})
+    if not adapter.targets:
+        raise UserError(f"{file}: holds no LoRA of the language model's projections")
+    table = _READ.table(adapter, arch)
+    has_projector = any(name.startswith(PROJECTOR) for name in stored)
+    if has_projector:
+        table |= {path: spec_row(spec) for path, spec in projector_specs(arch).items()}
+    what = "tensors do not fit a LoRA of this base"
+    arrays = read_table(files, table, where=file, what=what, asks="the base", names=stored)
+    return AdapterFile(adapter, arrays, ("adapters", "projector") if has_projector else ("adapters",))
 
-    lora = {key: [_canonical(name) for name in names] for key, names in _lora_names(targets, arch).items()}
-    shapes = {name: files.shapes[own] for name, own in stored.items()}
+
+def _check_ranks(folder: Path, rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
     # A's first axis alone would do, but a B of another rank is the same mistake.
     ranks = {
         shape[0 if ".lora_A." in name else -1] for name, shape in shapes.items() if _LORA.fullmatch(name) and shape
     }
-    if ranks - {adapter.rank}:
-        stored_ranks = ", ".join(map(str, sorted(ranks)))
+    if ranks - {rank}:
         raise UserError(
-            f"{folder}: {CONFIG} says rank (r) {adapter.rank}, the tensors have {stored_ranks}; the two are no pair"
+            f"{folder}: {CONFIG} says rank (r) {rank}, the tensors have {', '.join(map(str, sorted(ranks)))}; "
+            "the two are no pair"
         )
-    specs = leaf_specs(arch)
-    expected: dict[str, tuple[int, ...]] = {}
-    for (target, side), names in lora.items():
-        d_out, d_in = specs[target_path(target) + "/kernel"].foreign_shape
-        expected |= dict.fromkeys(names, (adapter.rank, d_in) if side == "A" else (d_out, adapter.rank))
-    projector = _projector(arch)
-    has_projector = any(name.startswith(PROJECTOR) for name in stored)
-    if has_projector:
-        expected |= {spec.pattern: spec.foreign_shape for spec in projector.values()}
-    if not targets:
-        raise UserError(f"{file}: holds no LoRA of the language model's projections")
-    complain(
-        file,
-        "tensors do not fit a LoRA of this base",
-        missing=[name for name in expected if name not in stored],
-        unknown=[stored[name] for name in stored if name not in expected],
-        shapes=wrong_shapes(shapes, expected, "the base"),
-    )
-    arrays = {
-        f"{target_path(target)}/adapter/{side.lower()}": np.stack([files.read(stored[name]).T for name in names])
-        for (target, side), names in lora.items()
-    }
-    if has_projector:
-        arrays |= {path: files.read(stored[s.pattern]).transpose(s.permutation) for path, s in projector.items()}
-    return AdapterFile(adapter, arrays, ("adapters", "projector") if has_projector else ("adapters",))
 
 
 def _settings(config: dict[str, Any], where: Path) -> AdapterConfig:
@@ -221,22 +155,50 @@ def _settings(config: dict[str, Any], where: Path) -> AdapterConfig:
     return AdapterConfig(kind="lora", rank=rank, alpha=float(alpha), dropout=float(config.get("lora_dropout") or 0))
 
 
-def _lora_names(targets: tuple[str, ...], arch: LlavaArchitecture) -> dict[tuple[str, str], list[str]]:
-    """Returns the names by layer for each target and side."""
-    layers = range(arch.decoder.layers)
-    return {
-        (target, side): [LORA.format(layer=layer, module=MODULES[target], side=side) for layer in layers]
-        for target in targets
-        for side in "AB"
-    }
-
-
-def _projector(arch: LlavaArchitecture) -> dict[str, LeafSpec]:
-    return {path: spec for path, spec in leaf_specs(arch).items() if path.startswith("projector/")}
-
-
 def _canonical(name: str) -> str:
     name = name.removeprefix(PREFIX)
     # Of original LLaVA's names none is like Hugging Face's; the general "model." would be.
     original = name.startswith(("model.layers.", "model.mm_projector."))
     return renamed(name) if original else canonical(name)
+
+
+def _read(given: Given) -> LayeredSource:
+    recorded = read_json(given.local / CONFIG).get("base_model_name_or_path") or None
+    return over_base(given, recorded, read_peft)
+
+
+def _check(export: Export) -> None:
+    check_peft(export.adapter, export.architecture, where=export.where)
+    check_trained(export)
+
+
+def _write(export: Export, folder: str) -> str:
+    """Writes a plain LoRA, and the projector where it was trained, as PEFT does."""
+    adapter, arch, leaves = export.adapter, export.architecture, export.leaves
+    tensors = {name: np.asarray(one) for name, one in cut(NAMES, adapter, arch, leaves).items()}
+    projector = {path: spec for path, spec in projector_specs(arch).items() if path in leaves}
+    for path, spec in projector.items():
+        tensors[f"{PREFIX}model.{spec.pattern}"] = np.asarray(leaves[path]).transpose(spec.inverse)
+    dtype, output = export.trained_dtype, Path(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(one, dtype=DTYPES[dtype]) for name, one in tensors.items()}
+    # PEFT's own loader asks for torch's mark in the header.
+    save_file(arrays, str(output / TENSORS), metadata={"format": "pt"})
+    write_json(output / CONFIG, _config(adapter, export.base_name, bool(projector)), indent=2)
+    export.save_tokenizer(folder)
+    return dtype
+
+
+FORMAT = Format(
+    name="peft",
+    reads="a PEFT adapter folder",
+    recognise=lambda given: (given.local / CONFIG).is_file(),
+    options=("base",),
+    read=_read,
+    writes="a PEFT adapter folder (plain LoRA)",
+    kinds=("lora",),
+    one_expert=True,
+    wants=trained_arrays,
+    check=_check,
+    write=_write,
+)

@@ -20,7 +20,6 @@ Source: TUDB-Labs/MoE-PEFT, ``moe_peft/model.py`` (`init_lora_layer_weight`), ``
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,19 @@ import numpy as np
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
+from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.accounts import complain, wrong_shapes
-from mole_jax.weights.foreign import MODULES, AdapterFile
-from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
-from mole_jax.weights.names import LeafSpec, leaf_specs
-from mole_jax.weights.routed import RoutedNames, cut, foreign_shape, join
-from mole_jax.weights.safetensors_io import read_json, write_file
-from mole_jax.weights.state_dict import open_state_dict
+from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs
+from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row
+from mole_jax.weights.format import DTYPES, Export, Format, Given, check_trained, over_base, trained_arrays
+from mole_jax.weights.leaf import as_leaf
+from mole_jax.weights.safetensors_io import open_state_dict, write_file
+from mole_jax.weights.sources import LayeredSource
 
 CONFIG, TENSORS, TORCH_TENSORS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 KIND = "MIXLORA"
 _LAYER = "mixlora.layers.{layer}."
-NAMES = RoutedNames(
+NAMES = AdapterNames(
     lora=_LAYER + "{module}.lora_{side}.weight",
     expert=_LAYER + "{module}.experts.{expert}.lora_{side}.weight",
     router={"kernel": _LAYER + "mlp.moe_gate.weight"},
@@ -52,11 +51,6 @@ _HEADER = "mole_jax"  # our files' own entry of the safetensors header
 def is_mixlora(folder: Path) -> bool:
     """Tells whether `folder` is one of these."""
     return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("peft_type") == KIND
-
-
-def mixlora_base(folder: Path) -> str | None:
-    """Returns the base model that the directory names, if it names one."""
-    return read_json(folder / CONFIG).get("base_model_name_or_path") or None
 
 
 def check_mixlora(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
@@ -76,47 +70,6 @@ def check_mixlora(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str
         reason = "has learned image start and end vectors (model.image_vectors), for which there is no place"
     if reason:
         raise UserError(f"{where}: {reason}; convert it --to mole instead")
-
-
-def write_mixlora(
-    folder: str | Path,
-    adapter: AdapterConfig,
-    leaves: Leaves,
-    arch: LlavaArchitecture,
-    *,
-    base: str | None,
-    where: str,
-    dtype: np.dtype,
-    settings: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes adapters and router, and the projector where `leaves` has it.
-
-    Args:
-        folder: made if it is not there.
-        adapter: of kind mole.
-        leaves: the arrays by path; one tensor is held at a time.
-        arch: the model.
-        base: name or folder of the base, recorded for those who load the adapters.
-        where: what messages call the model.
-        dtype: type of the written tensors.
-        settings: prompt and image_aspect, kept in the header.
-
-    Raises:
-        UserError: as `check_mixlora`.
-    """
-    check_mixlora(adapter, arch, where=where)
-    tensors = cut(NAMES, adapter, arch, leaves)
-    for path, spec in _projector(arch).items():
-        if path in leaves:
-            value = np.asarray(leaves[path]).transpose(spec.inverse)
-            tensors[spec.pattern] = as_leaf("", value, value.dtype)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    header = {"adapter": config_json.to_json(adapter), **(settings or {})}
-    declared = {name: (tensor.shape, dtype) for name, tensor in tensors.items()}
-    values = ((name, np.asarray(tensor, dtype)) for name, tensor in tensors.items())
-    write_file(folder / TENSORS, declared, values, {"format": "pt", _HEADER: json.dumps(header)})
-    (folder / CONFIG).write_text(json.dumps(_config(adapter, base), indent=2) + "\n", encoding="utf-8")
 
 
 def _config(adapter: AdapterConfig, base: str | None) -> dict[str, Any]:
@@ -150,26 +103,16 @@ def read_mixlora(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     tensors = open_state_dict(file)
     header = json.loads(tensors.metadata.get(_HEADER, "{}"))
     adapter = _settings(config, header, where)
-    own = NAMES.of(adapter, arch.decoder.layers)
-    expected = {name: foreign_shape(path, adapter, arch) for path, names in own.items() for name in names}
-    projector = {path: spec for path, spec in _projector(arch).items() if spec.pattern in tensors.shapes}
-    expected |= {spec.pattern: spec.foreign_shape for spec in (_projector(arch) if projector else {}).values()}
-    complain(
-        file,
-        f"tensors do not fit {CONFIG} and this base",
-        missing=[name for name in expected if name not in tensors.shapes],
-        unknown=[name for name in tensors.shapes if name not in expected],
-        shapes=wrong_shapes(tensors.shapes, expected, f"{CONFIG} on this base"),
-    )
-    arrays: dict[str, np.ndarray | Leaf] = {
-        path: join(path, [np.asarray(tensors.read(name)) for name in names], adapter) for path, names in own.items()
-    }
-    for path, spec in projector.items():
-        arrays[path] = np.asarray(tensors.read(spec.pattern)).transpose(spec.permutation)
+    table, projector = NAMES.table(adapter, arch), projector_specs(arch)
+    has_projector = any(spec.pattern in tensors.shapes for spec in projector.values())
+    if has_projector:
+        table |= {path: spec_row(spec) for path, spec in projector.items()}
+    what = f"tensors do not fit {CONFIG} and this base"
+    arrays = read_table(tensors, table, where=file, what=what, asks=f"{CONFIG} on this base")
     return AdapterFile(
         adapter=adapter,
         arrays=arrays,
-        trained=("adapters", "router", "projector") if projector else ("adapters", "router"),
+        trained=("adapters", "router", "projector") if has_projector else ("adapters", "router"),
         prompt=header.get("prompt"),
         image_aspect=header.get("image_aspect"),
     )
@@ -213,5 +156,44 @@ def _settings(config: dict[str, Any], header: dict[str, Any], where: Path) -> Ad
     return AdapterConfig(**own, dropout=float(config.get("lora_dropout") or 0))
 
 
-def _projector(arch: LlavaArchitecture) -> dict[str, LeafSpec]:
-    return {path: spec for path, spec in leaf_specs(arch).items() if path.startswith("projector/")}
+def _read(given: Given) -> LayeredSource:
+    recorded = read_json(given.local / CONFIG).get("base_model_name_or_path") or None
+    return over_base(given, recorded, read_mixlora)
+
+
+def _check(export: Export) -> None:
+    check_mixlora(export.adapter, export.architecture, where=export.where)
+    check_trained(export)
+
+
+def _write(export: Export, folder: str) -> str:
+    """Writes adapters and router, and the projector where it was trained; one tensor is held at a time."""
+    adapter, arch, leaves = export.adapter, export.architecture, export.leaves
+    tensors = cut(NAMES, adapter, arch, leaves)
+    for path, spec in projector_specs(arch).items():
+        if path in leaves:
+            value = np.asarray(leaves[path]).transpose(spec.inverse)
+            tensors[spec.pattern] = as_leaf("", value, value.dtype)
+    dtype, output = DTYPES[export.trained_dtype], Path(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    declared = {name: (tensor.shape, dtype) for name, tensor in tensors.items()}
+    values = ((name, np.asarray(tensor, dtype)) for name, tensor in tensors.items())
+    header = {"adapter": config_json.to_json(adapter), **export.settings}
+    write_file(output / TENSORS, declared, values, {"format": "pt", _HEADER: json.dumps(header)})
+    write_json(output / CONFIG, _config(adapter, export.base_name), indent=2)
+    export.save_tokenizer(folder)
+    return export.trained_dtype
+
+
+FORMAT = Format(
+    name="mixlora",
+    reads="MoE-PEFT's MixLoRA directory",
+    recognise=lambda given: is_mixlora(given.local),
+    options=("base",),
+    read=_read,
+    writes="MoE-PEFT's MixLoRA directory",
+    kinds=("mole",),
+    wants=trained_arrays,
+    check=_check,
+    write=_write,
+)

@@ -15,7 +15,7 @@ import mole_jax
 from mole_jax.errors import UserError
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.convert import convert
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 from tests.tiny import ROOT, TOKENIZER
 from tests.weights.runs import leaves_of, trained_run
 
@@ -57,7 +57,7 @@ def test_it_belongs_to_one_base(goldens, tmp_path):
     whole = load_file(file)
     part = {name: value for name, value in whole.items() if "router" not in name}
     save_file(part | {"decoder.spare": np.ones(2, np.float32)}, file)
-    with pytest.raises(UserError, match=r"1 missing: decoder/layers/mlp/router/kernel; 1 unknown: decoder/spare"):
+    with pytest.raises(UserError, match=r"1 missing: decoder.layers.mlp.router.kernel; 1 unknown: decoder.spare"):
         open_source(str(tmp_path / "mole"))
     config = tmp_path / "mole" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99}))

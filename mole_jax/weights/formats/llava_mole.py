@@ -1,7 +1,7 @@
 """The state dict of the released LLaVA-MoLE (repository forwchen/LLaVA-MoLE), read and written.
 
 Read from a ``.safetensors`` or ``.npz`` file of its keys, or from the ``.pt`` itself where torch is installed
-(`mole_jax.weights.state_dict`); written as ``llava_mole.safetensors``, whole (for the released code:
+(`mole_jax.weights.safetensors_io`); written as ``llava_mole.safetensors``, whole (for the released code:
 ``torch.save({"state_dict": load_file(...)}, ...)``). A file may hold the trained weights alone; the frozen ones are the
 base's then. It holds neither shapes nor settings: heads and the like are the base's, rank and
 experts are seen from the shapes, and what our own files say in their header is else as released: alpha twice the rank,
@@ -11,9 +11,10 @@ experts are seen from the shapes, and what our own files say in their header is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,18 @@ from mole_jax import config_json
 from mole_jax.config import ATTENTION_TARGETS, MLP_TARGETS, AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.accounts import complain, wrong_shapes
-from mole_jax.weights.foreign import MODULES, AdapterFile
+from mole_jax.weights.adapter_tensors import AdapterNames, cut
+from mole_jax.weights.foreign import MODULES, AdapterFile, Row, read_table, spec_row, stored_names
+from mole_jax.weights.format import Export, Format, Given, over_base
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 from mole_jax.weights.names import LeafSpec, leaf_specs
-from mole_jax.weights.routed import RoutedNames, cut, foreign_shape, join
-from mole_jax.weights.safetensors_io import write_file
-from mole_jax.weights.state_dict import SUFFIXES, open_state_dict
+from mole_jax.weights.safetensors_io import STATE_DICT_SUFFIXES, open_state_dict, write_file
+from mole_jax.weights.sources import LayeredSource
 
 FILE = "llava_mole.safetensors"
 _LLM = "llm_model.base_model.model."
 _LAYER = _LLM + "model.layers.{layer}."
-NAMES = RoutedNames(
+NAMES = AdapterNames(
     lora=_LAYER + "{module}.lora_{side}.default.weight",
     expert=_LAYER + "mlp.moe_{projection}.{expert}.lora_{side}",
     router={"kernel": _LAYER + "mlp.router.weight", "bias": _LAYER + "mlp.router.bias"},
@@ -61,7 +62,7 @@ _RELEASED_LAYER = -1
 
 def is_llava_mole(path: Path) -> bool:
     """Tells whether `path` is a file of a state dict, or a folder with ours."""
-    return (path.is_file() and path.suffix in SUFFIXES) or (path / FILE).is_file()
+    return (path.is_file() and path.suffix in STATE_DICT_SUFFIXES) or (path / FILE).is_file()
 
 
 def check_llava_mole(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
@@ -81,42 +82,8 @@ def check_llava_mole(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: 
         raise UserError(f"{where}: {reason}; convert it --to mole or --to hf instead")
 
 
-def write_llava_mole(
-    folder: str | Path,
-    adapter: AdapterConfig,
-    arch: LlavaArchitecture,
-    leaves: Leaves,
-    *,
-    where: str,
-    settings: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes the whole state dict, each tensor in the type of its leaf. Without a router bias, zeros are written.
-
-    Args:
-        folder: made if it is not there.
-        adapter: the adapters.
-        arch: the model.
-        leaves: every array of the model by path; one tensor is held at a time.
-        where: what messages call the model.
-        settings: prompt and image_aspect, kept in the header.
-
-    Raises:
-        UserError: as `check_llava_mole`.
-    """
-    check_llava_mole(adapter, arch, where=where)
-    tensors = _tensors(adapter, arch, leaves)
-    # What is of more bytes first, as the file wants it.
-    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    declared = {name: (tensors[name].shape, tensors[name].dtype) for name in order}
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    header = {"adapter": config_json.to_json(adapter), **(settings or {})}
-    metadata = {"format": "pt", _HEADER: json.dumps(header)}
-    write_file(folder / FILE, declared, ((name, np.asarray(tensors[name])) for name in order), metadata)
-
-
 def _tensors(adapter: AdapterConfig, arch: LlavaArchitecture, leaves: Leaves) -> dict[str, Leaf]:
-    """Returns every tensor by its name in the file, unread where the leaves are."""
+    """Returns every tensor by its name in the file, unread where the leaves are. No router bias is one of zeros."""
     tensors = cut(NAMES, adapter, arch, leaves)
     for path, spec in leaf_specs(arch).items():
         for layer, name in enumerate(_frozen_names(spec)):
@@ -150,54 +117,26 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
         raise UserError(f"{path}: --alpha {alpha:g} is no scale; give a number over 0")
     path = path if path.is_file() else path / FILE
     tensors = open_state_dict(path)
-    stored = {_plain(name): name for name in tensors.shapes if not _IGNORED.search(name)}
+    stored = {plain: name for plain, name in stored_names(tensors, _plain).items() if not _IGNORED.search(name)}
     shapes = {name: tensors.shapes[own] for name, own in stored.items()}
     header = json.loads(tensors.metadata.get(_HEADER, "{}"))
-    adapter = _adapter(path, stored, shapes, header, alpha)
     biases = [NAMES.router["bias"].format(layer=layer) for layer in range(arch.decoder.layers)]
     # A bias of zeros is none, and without one the model is a Mixtral.
     has_bias = any(name in stored and np.any(np.asarray(tensors.read(stored[name])) != 0) for name in biases)
-    adapter = dataclasses.replace(adapter, router_bias=has_bias)
+    adapter = dataclasses.replace(_adapter(path, shapes, header, alpha), router_bias=has_bias)
     if _EMBEDDING in shapes:
         # Vicuna's vocabulary is smaller than that of a LLaVA folder, which has <image> and padding.
         arch = dataclasses.replace(arch, decoder=dataclasses.replace(arch.decoder, vocab=shapes[_EMBEDDING][0]))
     image_vectors = any(name in stored for name in VECTORS.values())
-
-    expected: dict[str, tuple[int, ...]] = {}
-    frozen = {}
-    for leaf, spec in leaf_specs(arch).items():
-        names = _frozen_names(spec)
-        if leaf.startswith("projector/") or any(name in stored for name in names):
-            frozen[leaf] = spec
-            expected |= dict.fromkeys(names, spec.foreign_shape)
-    own = NAMES.of(adapter, arch.decoder.layers)
-    for leaf, names in own.items():
-        expected |= dict.fromkeys(names, foreign_shape(leaf, adapter, arch))
-    if image_vectors:
-        expected |= dict.fromkeys(VECTORS.values(), (1, 1, arch.decoder.width))
-    allowed = {*expected, *biases, _COPY}
-    complain(
-        path,
-        "tensors do not fit a LLaVA-MoLE on this base",
-        missing=[name for name in expected if name not in stored],
-        unknown=[stored[name] for name in stored if name not in allowed],
-        shapes=wrong_shapes(shapes, expected, "the base"),
+    arrays = read_table(
+        tensors,
+        _frozen_table(arch, stored) | NAMES.table(adapter, arch) | (_vectors_table(arch) if image_vectors else {}),
+        where=path,
+        what="tensors do not fit a LLaVA-MoLE on this base",
+        asks="the base",
+        names=stored,
+        ignored=(*biases, _COPY),
     )
-
-    def read(name: str) -> np.ndarray:
-        return np.asarray(tensors.read(stored[name]))
-
-    arrays: dict[str, np.ndarray | Leaf] = {}
-    for leaf, spec in frozen.items():
-
-        def layer(number: int, spec: LeafSpec = spec) -> np.ndarray:
-            return read(_frozen_names(spec)[number]).transpose(spec.permutation)
-
-        arrays[leaf] = Leaf(spec.shape, layer(0).dtype, spec.stacked, layer)
-    for leaf, names in own.items():
-        arrays[leaf] = join(leaf, [read(name) for name in names], adapter)
-    if image_vectors:
-        arrays |= {leaf: read(name)[0, 0] for leaf, name in VECTORS.items()}
     return AdapterFile(
         adapter=adapter,
         arrays=arrays,
@@ -213,12 +152,27 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
     )
 
 
+def _frozen_table(arch: LlavaArchitecture, stored: Collection[str]) -> dict[str, Row]:
+    """Returns the arrays of a plain LLaVA: the projector, and of the rest what the file has."""
+    table = {}
+    for path, spec in leaf_specs(arch).items():
+        names = _frozen_names(spec)
+        if path.startswith("projector/") or any(name in stored for name in names):
+            table[path] = spec_row(spec, names)
+    return table
+
+
+def _vectors_table(arch: LlavaArchitecture) -> dict[str, Row]:
+    shape = (1, 1, arch.decoder.width)
+    return {path: Row((name,), shape, lambda names, read: read(names[0])[0, 0]) for path, name in VECTORS.items()}
+
+
 def _adapter(
-    path: Path, stored: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], header: dict, alpha: float | None
+    path: Path, shapes: Mapping[str, tuple[int, ...]], header: dict[str, Any], alpha: float | None
 ) -> AdapterConfig:
     first = NAMES.lora.format(layer=0, module=MODULES["q_proj"], side="A")
     routers = NAMES.router["kernel"].format(layer=0)
-    if first not in stored or routers not in stored or len(shapes[first]) != 2 or len(shapes[routers]) != 2:
+    if len(shapes.get(first, ())) != 2 or len(shapes.get(routers, ())) != 2:
         raise UserError(f"{path}: is no LLaVA-MoLE state dict, it has no {first} or no {routers}")
     rank, experts = shapes[first][0], shapes[routers][0]
     if "adapter" in header:
@@ -240,3 +194,38 @@ def _plain(name: str) -> str:
     """Returns a name as a model with adapters on every attention projection has it."""
     bare = re.fullmatch(rf"({re.escape(_LLM)}model\.layers\.\d+\.self_attn\.[qkvo]_proj)\.weight", name)
     return bare[1] + ".base_layer.weight" if bare else name
+
+
+def _read(given: Given) -> LayeredSource:
+    return over_base(given, None, functools.partial(read_llava_mole, alpha=given.alpha))
+
+
+def _check(export: Export) -> None:
+    check_llava_mole(export.adapter, export.architecture, where=export.where)
+
+
+def _write(export: Export, folder: str) -> str:
+    """Writes the whole state dict, each tensor in the type of its leaf and one at a time."""
+    tensors = _tensors(export.adapter, export.architecture, export.leaves)
+    # What is of more bytes first, as the file wants it.
+    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    declared = {name: (tensors[name].shape, tensors[name].dtype) for name in order}
+    output = Path(folder)
+    output.mkdir(parents=True, exist_ok=True)
+    header = {"adapter": config_json.to_json(export.adapter), **export.settings}
+    metadata = {"format": "pt", _HEADER: json.dumps(header)}
+    write_file(output / FILE, declared, ((name, np.asarray(tensors[name])) for name in order), metadata)
+    return f"float32 (frozen ones {export.frozen_dtype})"
+
+
+FORMAT = Format(
+    name="llava_mole",
+    reads="a released LLaVA-MoLE file (.safetensors, .npz, .pt)",
+    recognise=lambda given: is_llava_mole(given.local),
+    options=("base", "alpha"),
+    read=_read,
+    writes="the released LLaVA-MoLE's state dict",
+    kinds=("mole",),
+    check=_check,
+    write=_write,
+)

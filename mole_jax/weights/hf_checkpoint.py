@@ -1,4 +1,4 @@
-"""Hugging Face LLaVA folders: opened, read by slices straight into shardings, written.
+"""A Hugging Face LLaVA folder: opened, read by slices straight into shardings, and our arrays as its tensors.
 
 A folder is ``config.json`` beside ``model.safetensors``, or beside several files and
 ``model.safetensors.index.json``. Names are in `mole_jax.weights.names`, the config in `mole_jax.weights.hf_config`.
@@ -11,21 +11,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
 from mole_jax.errors import UserError
+from mole_jax.files import read_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights import llava
-from mole_jax.weights.accounts import complain
-from mole_jax.weights.hf_config import architecture_from_hf, architecture_to_hf
-from mole_jax.weights.hf_folder import write_folder
+from mole_jax.weights.foreign import complain
+from mole_jax.weights.hf_config import architecture_from_hf
 from mole_jax.weights.leaf import Leaf, Leaves
 from mole_jax.weights.names import LeafSpec, canonical, ignored, leaf_specs
-from mole_jax.weights.safetensors_io import TensorFolder, read_json, tensor_files
-
-__all__ = ["HfCheckpoint", "architecture_from_hf", "architecture_to_hf", "content_hash", "resolve", "write_hf"]
+from mole_jax.weights.safetensors_io import TensorFolder, tensor_files
 
 Readable = Leaves | Callable[[str], np.ndarray | Leaf]
 
@@ -60,36 +56,16 @@ class HfCheckpoint:
         self._stored = _account(folder, architecture, self._specs, tensors)
 
     @classmethod
-    def open(cls, folder: str | Path, vision: str | None = None) -> HfCheckpoint:
-        """Opens a folder, or a hub name such as ``llava-hf/llava-1.5-7b-hf``; original LLaVA checkpoints too.
-
-        Args:
-            folder: the folder or name.
-            vision: that of a CLIP, where `folder` is a language model alone; the two have no projector yet.
+    def open(cls, folder: str | Path) -> HfCheckpoint:
+        """Opens a folder, or a hub name such as ``llava-hf/llava-1.5-7b-hf``.
 
         Raises:
             UserError: no such folder or hub name, a file is missing or cut off, the model is not supported, or a tensor
                 is missing, unknown or of the wrong shape.
         """
         local = resolve(folder)
-        config, where = read_json(local / CONFIG), local / CONFIG
-        if vision is not None:
-            config = llava.joined(config, resolve(vision), where=where)
-        elif config.get("model_type") in llava.LANGUAGE_MODELS and not llava.is_llava(config):
-            raise UserError(f"{where}: is a language model alone; make a LLaVA of it with convert --vision CLIP_FOLDER")
-        elif not llava.is_llava(config):
-            architecture = architecture_from_hf(config, where=str(where))
-            return cls(local, architecture, TensorFolder(tensor_files(local)))
-        architecture = architecture_from_hf(llava.config_to_hf(config, where=where), where=str(where))
-        tensors = TensorFolder(tensor_files(local))
-        apart = (
-            ()
-            if llava.has_tower(tensors)
-            else (llava.tower_folder(config, where) or resolve(config["mm_vision_tower"]),)
-        )
-        tower = TensorFolder(tensor_files(apart[0])) if apart else None
-        renamed = llava.LlavaTensors(tensors, architecture.decoder.vocab, tower)
-        return cls(local, architecture, renamed, *apart, projector=vision is None)
+        architecture = architecture_from_hf(read_json(local / CONFIG), where=str(local / CONFIG))
+        return cls(local, architecture, TensorFolder(tensor_files(local)))
 
     def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every leaf, by path."""
@@ -206,36 +182,6 @@ def content_hash(folder: str | Path) -> str:
             while chunk := stream.read(1 << 24):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_hf(
-    folder: str | Path,
-    arch: LlavaArchitecture,
-    leaves: Readable,
-    dtype: DTypeLike = ml_dtypes.bfloat16,
-    *,
-    max_shard_bytes: int = 5_000_000_000,
-    tokenizer: str | Path | None = None,
-) -> None:
-    """Writes a folder that transformers 5 loads, in the hub's legacy key layout.
-
-    Args:
-        folder: made if it is not there.
-        arch: the model.
-        leaves: array of each path of `leaf_specs(arch)`, in a dict or by a function that is called once a path. Of
-            what is read when asked for, one layer is held at a time.
-        dtype: type of the written weights.
-        max_shard_bytes: largest size of a file, unless a single tensor is larger.
-        tokenizer: folder whose tokenizer files are copied along. None: none are.
-
-    Raises:
-        UserError: `arch` has image vectors, or `tokenizer` has no tokenizer.
-    """
-    dtype = np.dtype(dtype)
-    config = architecture_to_hf(arch, dtype.name)
-    specs = leaf_specs(arch)
-    shapes, tensors = tensor_shapes(specs.values()), foreign_tensors(specs, leaves, dtype)
-    write_folder(folder, config, arch, shapes, dtype, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
 
 
 def tensor_shapes(specs: Iterable[LeafSpec]) -> dict[str, tuple[int, ...]]:

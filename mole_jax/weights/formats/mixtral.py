@@ -16,16 +16,14 @@ In bfloat16 transformers also computes the router in bfloat16, where tokens near
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-from numpy.typing import DTypeLike
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture
-from mole_jax.weights.hf import foreign_tensors, tensor_shapes
+from mole_jax.weights.format import DTYPES, Export, Format
+from mole_jax.weights.hf_checkpoint import foreign_tensors, tensor_shapes
 from mole_jax.weights.hf_config import architecture_to_hf
 from mole_jax.weights.hf_folder import write_folder
 from mole_jax.weights.leaf import Leaves
@@ -78,45 +76,6 @@ def architecture_to_mixtral(arch: LlavaArchitecture, experts: int, dtype: str = 
     return config
 
 
-def write_mixtral(
-    folder: str | Path,
-    arch: LlavaArchitecture,
-    adapter: AdapterConfig,
-    leaves: Leaves,
-    dtype: DTypeLike = ml_dtypes.bfloat16,
-    *,
-    where: str,
-    max_shard_bytes: int = 5_000_000_000,
-    tokenizer: str | Path | None = None,
-) -> None:
-    """Writes a folder that transformers 5 loads as LlavaForConditionalGeneration.
-
-    Args:
-        folder: made if it is not there.
-        arch: the model without its adapters.
-        adapter: the adapters; sums are in float32, and rounded to `dtype` once.
-        leaves: every array of the model by path; one matrix of one layer is merged and held at a time.
-        dtype: type of the written weights.
-        where: what messages call the model.
-        max_shard_bytes: largest size of a file, unless a single tensor is larger.
-        tokenizer: folder whose tokenizer files are copied along. None: none are.
-
-    Raises:
-        UserError: the model is no Mixtral (`check_mixtral`), has image vectors, or `tokenizer` has no tokenizer.
-    """
-    check_mixtral(adapter, where=where)
-    dtype = np.dtype(dtype)
-    config = architecture_to_mixtral(arch, adapter.experts, dtype.name)
-    specs = {path: spec for path, spec in leaf_specs(arch).items() if not path.startswith(_MLP)}
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        yield from foreign_tensors(specs, lambda path: merged_leaf(leaves, path, adapter), dtype)
-        yield from _blocks(arch.decoder, adapter, leaves, dtype)
-
-    shapes = tensor_shapes(specs.values()) | _block_shapes(arch.decoder, adapter.experts)
-    write_folder(folder, config, arch, shapes, dtype, tensors(), max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
-
-
 def _block_shapes(arch: DecoderArchitecture, experts: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(arch.layers):
@@ -143,3 +102,36 @@ def _blocks(
                 kernel = merged_layer(leaves, f"{_MLP}{target}/kernel", adapter, layer, expert)
                 name = EXPERT.format(layer=layer, expert=expert, matrix=matrix)
                 yield name, np.ascontiguousarray(kernel.T, dtype=dtype)
+
+
+def _check(export: Export) -> None:
+    architecture_to_hf(export.architecture)  # refuses learned image vectors
+    check_mixtral(export.adapter, where=export.where)
+
+
+def _write(export: Export, folder: str) -> str:
+    """Writes a folder that transformers 5 loads as LlavaForConditionalGeneration.
+
+    One matrix of one layer is merged and held at a time; sums are in float32, and rounded once.
+    """
+    adapter, arch, leaves, dtype = export.adapter, export.architecture, export.leaves, DTYPES[export.frozen_dtype]
+    config = architecture_to_mixtral(arch, adapter.experts, dtype.name)
+    specs = {path: spec for path, spec in leaf_specs(arch).items() if not path.startswith(_MLP)}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        yield from foreign_tensors(specs, lambda path: merged_leaf(leaves, path, adapter), dtype)
+        yield from _blocks(arch.decoder, adapter, leaves, dtype)
+
+    shapes = tensor_shapes(specs.values()) | _block_shapes(arch.decoder, adapter.experts)
+    write_folder(folder, config, arch, shapes, dtype, tensors(), tokenizer=export.source.tokenizer)
+    return dtype.name
+
+
+FORMAT = Format(
+    name="mixtral",
+    writes="a MoLE as a stock Mixtral of merged experts",
+    to="hf",
+    kinds=("mole",),
+    check=_check,
+    write=_write,
+)

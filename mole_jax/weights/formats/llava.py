@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 
 from mole_jax.errors import UserError
-from mole_jax.weights.safetensors_io import TensorFolder, read_json
+from mole_jax.files import read_json
+from mole_jax.weights.format import Format, Given
+from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, resolve
+from mole_jax.weights.hf_config import architecture_from_hf
+from mole_jax.weights.safetensors_io import TensorFolder, tensor_files
+from mole_jax.weights.sources import HfSource
 
 PREFIXES = {
     "model.mm_projector.0.": "multi_modal_projector.linear_1.",
@@ -203,3 +208,42 @@ def renamed(name: str) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
+
+
+def open_llava(folder: str | Path, vision: str | None = None) -> HfCheckpoint:
+    """Opens a folder or hub name.
+
+    Args:
+        folder: an original LLaVA, or a language model alone where `vision` is given; the two have no projector yet.
+        vision: folder or hub name of a CLIP.
+
+    Raises:
+        UserError: as `HfCheckpoint.open`.
+    """
+    local = resolve(folder)
+    config, where = read_json(local / CONFIG), local / CONFIG
+    if vision is not None:
+        config = joined(config, resolve(vision), where=where)
+    architecture = architecture_from_hf(config_to_hf(config, where=where), where=str(where))
+    tensors = TensorFolder(tensor_files(local))
+    apart = () if has_tower(tensors) else (tower_folder(config, where) or resolve(config["mm_vision_tower"]),)
+    tower = TensorFolder(tensor_files(apart[0])) if apart else None
+    ours = LlavaTensors(tensors, architecture.decoder.vocab, tower)
+    return HfCheckpoint(local, architecture, ours, *apart, projector=vision is None)
+
+
+def _recognise(given: Given) -> bool:
+    return given.vision is not None or ((given.path / CONFIG).exists() and is_llava(read_json(given.path / CONFIG)))
+
+
+def _read(given: Given) -> HfSource:
+    return HfSource.of(open_llava(str(given.path), given.vision))
+
+
+FORMAT = Format(
+    name="llava",
+    reads="an original LLaVA folder or hub name",
+    recognise=_recognise,
+    options=("vision",),
+    read=_read,
+)

@@ -1,0 +1,73 @@
+"""A model without its arrays: what every array is called, its shape and its sharding."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mole_jax.adapters.build import Adapters
+from mole_jax.config import AdapterConfig
+from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.model.llava import Llava
+from mole_jax.parallel.sharding import check_whole, parameter_sharding
+from mole_jax.parameters import Parameter, declared, group_of, streams
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model without its arrays: what to make and what every array is called."""
+
+    arch: LlavaArchitecture
+    adapter: AdapterConfig
+    graph: nnx.GraphDef
+    declarations: Mapping[str, Parameter]
+
+    @classmethod
+    def of(cls, arch: LlavaArchitecture, adapter: AdapterConfig) -> ModelSpec:
+        model = nnx.eval_shape(lambda: Llava(arch, Adapters(adapter), streams(0)))
+        return cls(arch, adapter, nnx.graphdef(model), declared(model))
+
+    def abstract(
+        self, mesh: jax.sharding.Mesh, trainable: Collection[str], frozen_dtype: str
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shape, type and sharding of every array; groups in `trainable` are float32.
+
+        Raises:
+            UserError: the mesh does not divide a parameter.
+        """
+
+        def leaf(path: str, parameter: Parameter) -> jax.ShapeDtypeStruct:
+            dtype = jnp.float32 if group_of(parameter) in trainable else jnp.dtype(frozen_dtype)
+            return jax.ShapeDtypeStruct(parameter.shape, dtype, sharding=parameter_sharding(path, parameter, mesh))
+
+        heads = {"attention heads": self.arch.decoder.heads, "key-value heads": self.arch.decoder.kv_heads}
+        check_whole(mesh, "tensor", heads | {"attention heads of the vision tower": self.arch.vision.heads})
+        check_whole(mesh, "expert", {"experts (adapter.experts)": self.adapter.experts})
+        return {path: leaf(path, parameter) for path, parameter in self.declarations.items()}
+
+    def initial(self, abstract: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:
+        """Makes these arrays from the seed, each on its devices; the values do not depend on the mesh."""
+        if not abstract:
+            return {}
+        leaves = tuple((path, leaf.dtype, leaf.sharding) for path, leaf in abstract.items())
+        return _initialiser(self.arch, self.adapter, leaves)(np.uint32(seed))
+
+
+@functools.lru_cache(maxsize=16)
+def _initialiser(
+    arch: LlavaArchitecture, adapter: AdapterConfig, leaves: tuple[tuple[str, Any, jax.sharding.Sharding], ...]
+) -> Callable[[np.uint32], dict[str, jax.Array]]:
+    """Returns the program that makes arrays (path, type, place) from a seed, compiled once for all seeds."""
+
+    def make(seed: jax.Array) -> dict[str, jax.Array]:
+        made = declared(Llava(arch, Adapters(adapter), streams(seed)))
+        return {path: made[path][...].astype(dtype) for path, dtype, _ in leaves}
+
+    return jax.jit(make, out_shardings={path: place for path, _, place in leaves})

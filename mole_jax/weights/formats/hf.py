@@ -1,0 +1,87 @@
+"""Hugging Face's LLaVA: ``config.json`` beside safetensors, in the hub's legacy key layout. A plain LoRA is merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mole_jax.errors import UserError
+from mole_jax.files import read_json
+from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights.format import DTYPES, Export, Format, Given
+from mole_jax.weights.formats import llava
+from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, Readable, foreign_tensors, tensor_shapes
+from mole_jax.weights.hf_config import architecture_to_hf
+from mole_jax.weights.hf_folder import write_folder
+from mole_jax.weights.merge import merged
+from mole_jax.weights.names import leaf_specs
+from mole_jax.weights.sources import HfSource
+
+
+def _recognise(given: Given) -> bool:
+    return (given.path / CONFIG).exists()
+
+
+def _read(given: Given) -> HfSource:
+    if read_json(given.path / CONFIG).get("model_type") in llava.LANGUAGE_MODELS:
+        raise UserError(
+            f"{given.path / CONFIG}: is a language model alone; make a LLaVA of it with convert --vision CLIP_FOLDER"
+        )
+    return HfSource.of(HfCheckpoint.open(str(given.path)))
+
+
+def _check(export: Export) -> None:
+    architecture_to_hf(export.architecture)  # refuses learned image vectors
+
+
+def _write(export: Export, folder: str) -> str:
+    leaves = merged(export.leaves, export.adapter, where=export.where)
+    dtype = export.frozen_dtype
+    write_hf(folder, export.architecture, leaves, DTYPES[dtype], tokenizer=export.source.tokenizer)
+    return dtype
+
+
+def write_hf(
+    folder: str | Path,
+    arch: LlavaArchitecture,
+    leaves: Readable,
+    dtype: DTypeLike = ml_dtypes.bfloat16,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+    tokenizer: str | Path | None = None,
+) -> None:
+    """Writes a folder that transformers 5 loads, in the hub's legacy key layout.
+
+    Args:
+        folder: made if it is not there.
+        arch: the model.
+        leaves: array of each path of `leaf_specs(arch)`, in a dict or by a function that is called once a path. Of
+            what is read when asked for, one layer is held at a time.
+        dtype: type of the written weights.
+        max_shard_bytes: largest size of a file, unless a single tensor is larger.
+        tokenizer: folder whose tokenizer files are copied along. None: none are.
+
+    Raises:
+        UserError: `arch` has image vectors, or `tokenizer` has no tokenizer.
+    """
+    dtype = np.dtype(dtype)
+    config = architecture_to_hf(arch, dtype.name)
+    specs = leaf_specs(arch)
+    shapes, tensors = tensor_shapes(specs.values()), foreign_tensors(specs, leaves, dtype)
+    write_folder(folder, config, arch, shapes, dtype, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+
+
+FORMAT = Format(
+    name="hf",
+    reads="a HF LLaVA folder or hub name",
+    recognise=_recognise,
+    read=_read,
+    writes="a HF LLaVA folder: plain LoRA merged",
+    kinds=("none", "lora"),
+    one_expert=True,
+    check=_check,
+    write=_write,
+)
