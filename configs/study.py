@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+from configs import study_base, study_questions
 from mole_jax.config import (
     AdapterConfig,
     Config,
@@ -22,7 +23,7 @@ from mole_jax.config import (
     TrainConfig,
 )
 from mole_jax.model.architecture import preset
-from mole_jax.study.config import Curve, Section, Study, equal_parameters, plain
+from mole_jax.study.config import Base, Curve, Section, Study, SyntheticData, equal_parameters, plain
 
 FOLDER = Path("runs/study")
 DOMAINS = ("general", "document", "biomedical")
@@ -55,11 +56,11 @@ def data_folder(degree: float, seed: int) -> Path:
 
 def setting(degree: float, seed: int, router: float = LEARNING_RATE) -> Config:
     """Returns what all runs on the domains that conflict to this degree share; `router` is its learning rate."""
-    data = data_folder(degree, seed)
+    folder = data_folder(degree, seed)
     return Config(
         model=ModelConfig(base=str(FOLDER / "base"), frozen_dtype="float32", compute_dtype="float32", remat="none"),
         data=DataConfig(
-            domains=tuple(DomainConfig(name, str(data / name / "train.json")) for name in DOMAINS),
+            domains=tuple(DomainConfig(name, str(folder / name / "train.json")) for name in DOMAINS),
             prompt="no_system",
             sequence_length=96,
             examples_per_row=2,
@@ -69,7 +70,7 @@ def setting(degree: float, seed: int, router: float = LEARNING_RATE) -> Config:
         train=TrainConfig(batch_rows=2, trainable=("adapters", "router"), log_every=50),
         mesh=MeshConfig(data=1),
         evaluation=EvaluationConfig(
-            tasks=tuple(TaskConfig(name, str(data / name / "test.json")) for name in DOMAINS),
+            tasks=tuple(TaskConfig(name, str(folder / name / "test.json")) for name in DOMAINS),
             generate=False,
             at_start=False,
             batch_size=100,
@@ -77,22 +78,21 @@ def setting(degree: float, seed: int, router: float = LEARNING_RATE) -> Config:
     )
 
 
-def prepare(degrees: tuple[float, ...], seed: int) -> None:
-    """Makes the domains and the base where they are not there yet."""
-    from etils import epath
+def data(degrees: tuple[float, ...], seed: int) -> tuple[SyntheticData, ...]:
+    """Returns the domains that conflict to these degrees."""
+    return tuple(
+        SyntheticData(str(data_folder(degree, seed)), seed=seed, train=2000, test=200, disagreement=degree)
+        for degree in degrees
+    )
 
-    from configs import study_base, study_questions
-    from mole_jax.synthetic import domains as synthetic
-    from mole_jax.training.loop import train
-    from mole_jax.weights.run import latest_step
 
-    for degree in degrees:
-        synthetic.generate(data_folder(degree, seed), seed=seed, train=2000, test=200, disagreement=degree)
-    for name, made in (("captioner", study_base), ("base", study_questions)):
-        config, folder = made.get_config(), epath.Path(FOLDER / name).absolute()
-        if latest_step(folder) != config.train.steps:
-            made.make_data()
-            train(config, folder)
+def bases() -> tuple[Base, ...]:
+    """Returns the captioner and the base that is made of it."""
+    captioner, base = study_base.get_config(), study_questions.get_config()
+    return (
+        Base(captioner, str(FOLDER / "captioner"), data=(study_base.DATA,), texts=study_base.TEXTS),
+        Base(base, str(FOLDER / "base"), data=(study_questions.DATA,)),
+    )
 
 
 def get_study() -> Study:
@@ -139,5 +139,6 @@ def get_study() -> Study:
             for adapter, found in points.items()
         ),
         together=5,
-        prepare=lambda: prepare(DEGREES, DATA_SEED),
+        data=data(DEGREES, DATA_SEED),
+        bases=bases(),
     )

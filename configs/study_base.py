@@ -12,17 +12,17 @@ from mole_jax.config import (
     TaskConfig,
     TrainConfig,
 )
-from mole_jax.synthetic import domains as synthetic
-from mole_jax.synthetic import vocabulary
+from mole_jax.study.config import SyntheticData
 
 FOLDER = "runs/study/captions"
 TOKENIZER = "runs/study/tokenizer"
-
-
-def make_data() -> None:
-    """Makes what this config reads, where it is not there yet."""
-    synthetic.generate(FOLDER, seed=7, train=8, test=100, disagreement=0.0, captions=24_000)
-    vocabulary.train_tokenizer(synthetic.texts(FOLDER), TOKENIZER)
+DATA = SyntheticData(FOLDER, seed=7, train=8, test=100, disagreement=0.0, captions=24_000)
+TEXTS = tuple(
+    f"{FOLDER}/{name}/{split}.json"
+    for name in ("biomedical", "captions", "document", "general")
+    for split in ("test", "train")
+)
+"""What the tokenizer is made of."""
 
 
 def get_config() -> Config:

@@ -5,7 +5,7 @@ python -m mole_jax.study --config configs/study_choice.py --workdir runs/study/c
 
 import dataclasses
 
-from configs.study import DEGREE, FAST_ROUTER, MIX, MOLE, TAUGHT, prepare, setting
+from configs.study import DEGREE, FAST_ROUTER, MIX, MOLE, TAUGHT, bases, data, setting
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import preset
 from mole_jax.study.config import Section, Study, equal_parameters, plain
@@ -62,5 +62,6 @@ def get_study() -> Study:
         ),
         baseline=f"LoRA r={lora.rank}",
         together=3,
-        prepare=lambda: prepare((DEGREE,), DATA_SEED),
+        data=data((DEGREE,), DATA_SEED),
+        bases=bases(),
     )

@@ -4,14 +4,10 @@ import dataclasses
 
 from configs import study_base
 from mole_jax.config import Config, DomainConfig, ModelConfig, TaskConfig
-from mole_jax.synthetic import domains as synthetic
+from mole_jax.study.config import SyntheticData
 
 FOLDER = "runs/study/questions"
-
-
-def make_data() -> None:
-    """Makes what this config reads, where it is not there yet."""
-    synthetic.generate(FOLDER, seed=8, train=8, test=100, disagreement=0.0, captions=16_000, asked=0.8)
+DATA = SyntheticData(FOLDER, seed=8, train=8, test=100, disagreement=0.0, captions=16_000, asked=0.8)
 
 
 def get_config() -> Config:

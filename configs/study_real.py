@@ -8,7 +8,6 @@ the form of question, but none of the domains. A base like that answers mostly b
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from configs import study
@@ -25,12 +24,14 @@ from mole_jax.config import (
     TrainConfig,
 )
 from mole_jax.model.architecture import preset
-from mole_jax.study.config import Section, Study, equal_parameters, plain
+from mole_jax.study.config import Base, Section, Study, equal_parameters, plain
 
 DATA = Path("../shared/data")
 FOLDER = Path("runs/study_real")
 OTHERS = ("synthetic_easyvqa", "synthetic_nlvr1", "document_ocr")
 """What the base is made on."""
+TEXTS = tuple(str(DATA / name / "train.json") for name in (*DOMAINS, *OTHERS))
+"""What the tokenizer is made of."""
 SEEDS = (10, 11, 12, 13, 14)
 
 
@@ -81,26 +82,6 @@ def setting(router: float = LEARNING_RATE) -> Config:
     )
 
 
-def prepare() -> None:
-    """Makes tokenizer and base where they are not there yet."""
-    from etils import epath
-
-    from mole_jax.synthetic import vocabulary
-    from mole_jax.training.loop import train
-    from mole_jax.weights.run import latest_step
-
-    config, folder = base_config(), epath.Path(FOLDER / "base").absolute()
-    if latest_step(folder) == config.train.steps:
-        return
-    records = [
-        record for name in (*DOMAINS, *OTHERS) for record in json.loads((DATA / name / "train.json").read_text())
-    ]
-    vocabulary.train_tokenizer(
-        [text for one in records for text in (one["question"], one["answer"])], FOLDER / "tokenizer"
-    )
-    train(config, folder)
-
-
 def get_study() -> Study:
     lora, equal = plain(MOLE), equal_parameters(MOLE, preset("study").decoder)
     names = {"lora": f"LoRA r={lora.rank}", "equal": f"LoRA r={equal.rank}"}
@@ -119,5 +100,5 @@ def get_study() -> Study:
         baseline=names["lora"],
         comparisons=tuple((f"mix / {taught}", f"mix / {name}") for name in (*names.values(), mole)),
         together=5,
-        prepare=prepare,
+        bases=(Base(base_config(), str(FOLDER / "base"), texts=TEXTS),),
     )

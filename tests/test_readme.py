@@ -55,7 +55,7 @@ def short_study(folder):
         "    section = dataclasses.replace(whole.sections[0], mixtures={'general': {'general': 1.0}})\n"
         "    return dataclasses.replace(\n"
         "        whole, run=run, unit_steps=2, seeds=(0, 1), sections=(section,),\n"
-        "        comparisons=(), curves=(), prepare=None,\n"
+        "        comparisons=(), curves=(), data=(), bases=(),\n"
         "    )\n"
     )
     return file

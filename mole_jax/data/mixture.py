@@ -114,6 +114,11 @@ class Mixture:
         return mixing.epoch_examples(self._sizes, self._shares)
 
     @property
+    def loader(self) -> Loader:
+        """What reads its records."""
+        return self._loader
+
+    @property
     def shards(self) -> tuple[int, int]:
         """How many shards this part reads, and of how many."""
         return len(self._own), self._shards

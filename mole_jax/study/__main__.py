@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-
 from mole_jax import cli
-from mole_jax.errors import UserError, run_door
+from mole_jax.errors import run_door
 from mole_jax.parallel.launch import add_flags
-
-SLICE, SLICES = "MEGASCALE_SLICE_ID", "MEGASCALE_NUM_SLICES"
-"""What TPU pods of several slices set on every host."""
+from mole_jax.study.parts import part_of
 
 
 def main() -> None:
@@ -26,7 +21,8 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing, make the report of what is done")
     add_flags(parser)
     flags = parser.parse_args()
-    part, parts = _part(flags)
+    part, parts = part_of(flags.part)
+    # After that, since what they import may look at the environment.
     from mole_jax.files import absolute
     from mole_jax.parallel import hosts
     from mole_jax.study import report, runner
@@ -39,19 +35,6 @@ def main() -> None:
         if hosts.is_first():
             print(report.write(workdir))
             print(f"report: {workdir / 'report.md'}")
-
-
-def _part(flags: argparse.Namespace) -> tuple[int, int]:
-    if flags.part is None:
-        found = int(os.environ.get(SLICE, 0)), int(os.environ.get(SLICES, 1))
-        # Each slice is then a job of its own, and must not wait for the others.
-        for name in [name for name in os.environ if name.startswith("MEGASCALE_")]:
-            del os.environ[name]
-        return found
-    first, slash, last = flags.part.partition("/")
-    if not (slash and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise UserError(f"--part {flags.part}: give two numbers I/N with I under N, such as 0/4")
-    return int(first), int(last)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mole_jax.adapters.usage import information_bound, mutual_information
-from mole_jax.study.results import MAIN, Arm, Curve, Study
+from mole_jax.study.config import Curve
+from mole_jax.study.grid import MAIN, Arm
+from mole_jax.study.results import Results
 from mole_jax.study.statistics import Difference, Estimate, Series, estimate, holm, paired, verdict
 
 MEAN = "mean of domains"
@@ -92,33 +94,35 @@ class Analysis:
         return next((cost for cost in self.conflict if cost.arm.mixture == self.mixture), None)
 
 
-def analyse(study: Study) -> Analysis:
+def analyse(results: Results) -> Analysis:
     """Computes all numbers of the report."""
-    matrix = [arm for arm in study.section(MAIN) if arm.adapter == study.baseline]
-    own = {domain: arm for arm in matrix for domain in study.domains if arm.shares == {domain: 1.0}}
-    alone = _alone(study, own)
-    mixture = next((arm.mixture for arm in matrix if arm.shares == dict.fromkeys(study.domains, 1.0)), None)
-    others = [arm for arm in study.section(MAIN) if arm.mixture == mixture and arm.adapter != study.baseline]
+    matrix = [arm for arm in results.section(MAIN) if arm.adapter == results.baseline]
+    own = {domain: arm for arm in matrix for domain in results.domains if arm.shares == {domain: 1.0}}
+    alone = _alone(results, own)
+    mixture = next((arm.mixture for arm in matrix if arm.shares == dict.fromkeys(results.domains, 1.0)), None)
+    others = [arm for arm in results.section(MAIN) if arm.mixture == mixture and arm.adapter != results.baseline]
     return Analysis(
-        results=tuple(_result(study, arm) for arm in study.arms),
+        results=tuple(_result(results, arm) for arm in results.arms),
         mixture=mixture,
-        conflict=tuple(_cost(study, arm, alone) for arm in matrix),
-        adapters=tuple(_cost(study, arm, alone) for arm in others),
-        comparisons=_comparisons(study),
-        curves={curve.name: _curve(study, curve) for curve in study.curves},
-        experts=tuple(found for arm in study.arms if (found := _specialisation(study, arm)) is not None),
+        conflict=tuple(_cost(results, arm, alone) for arm in matrix),
+        adapters=tuple(_cost(results, arm, alone) for arm in others),
+        comparisons=_comparisons(results),
+        curves={curve.name: _curve(results, curve) for curve in results.curves},
+        experts=tuple(found for arm in results.arms if (found := _specialisation(results, arm)) is not None),
     )
 
 
-def scores(study: Study, arm: Arm) -> Columns:
+def scores(results: Results, arm: Arm) -> Columns:
     """Returns the arm's scores by seed, of every domain and of their mean."""
-    runs = study.runs[arm.name]
-    return _with_mean({domain: {seed: run.scores[domain] for seed, run in runs.items()} for domain in study.domains})
+    runs = results.runs[arm.name]
+    return _with_mean({domain: {seed: run.scores[domain] for seed, run in runs.items()} for domain in results.domains})
 
 
-def _alone(study: Study, own: Mapping[str, Arm]) -> Columns:
+def _alone(results: Results, own: Mapping[str, Arm]) -> Columns:
     """The scores of a domain are those of the run that saw only this domain."""
-    return _with_mean({domain: scores(study, own[domain])[domain] if domain in own else {} for domain in study.domains})
+    return _with_mean(
+        {domain: scores(results, own[domain])[domain] if domain in own else {} for domain in results.domains}
+    )
 
 
 def _with_mean(columns: Columns) -> Columns:
@@ -135,41 +139,42 @@ def _differences(a: Columns, b: Columns) -> Differences:
     return {name: paired(a[name], b[name]) for name in a}
 
 
-def _result(study: Study, arm: Arm) -> ArmResult:
-    runs = study.runs[arm.name].values()
+def _result(results: Results, arm: Arm) -> ArmResult:
+    runs = results.runs[arm.name].values()
     losses = [sum(run.losses.values()) / len(run.losses) for run in runs]
     return ArmResult(
         arm=arm,
         seeds=len(runs),
-        scores=_estimates(scores(study, arm)),
+        scores=_estimates(scores(results, arm)),
         loss=estimate(losses) if all(map(math.isfinite, losses)) else None,
-        step_time=_step_time(study, arm),
+        step_time=_step_time(results, arm),
     )
 
 
-def _step_time(study: Study, arm: Arm) -> float | None:
-    same = (other for other in study.arms if (other.mixture, other.adapter) == (arm.mixture, study.baseline))
+def _step_time(results: Results, arm: Arm) -> float | None:
+    same = (other for other in results.arms if (other.mixture, other.adapter) == (arm.mixture, results.baseline))
     baseline = next(same, None)
     if baseline is None:
         return None
-    (seconds, batched), (reference, batched_too) = _timing(study, arm), _timing(study, baseline)
+    (seconds, batched), (reference, batched_too) = _timing(results, arm), _timing(results, baseline)
     # A seed's share of a step differs with the seeds that run together, whatever the adapter.
     return seconds / reference if seconds and reference and batched == batched_too else None
 
 
-def _timing(study: Study, arm: Arm) -> tuple[float | None, set[int | None]]:
-    timed = [run for run in study.runs[arm.name].values() if run.step_seconds is not None]
+def _timing(results: Results, arm: Arm) -> tuple[float | None, set[int | None]]:
+    timed = [run for run in results.runs[arm.name].values() if run.step_seconds is not None]
     seconds = [run.step_seconds for run in timed if run.step_seconds is not None]
     return (float(np.median(seconds)) if seconds else None), {run.batched for run in timed}
 
 
-def _cost(study: Study, arm: Arm, alone: Columns) -> Cost:
-    found = scores(study, arm)
+def _cost(results: Results, arm: Arm, alone: Columns) -> Cost:
+    found = scores(results, arm)
     return Cost(arm, _estimates(found), _estimates(alone), _differences(found, alone))
 
 
-def _comparisons(study: Study) -> tuple[Comparison, ...]:
-    pairs = [(a, b, scores(study, a), scores(study, b)) for a, b in study.comparisons]
+def _comparisons(results: Results) -> tuple[Comparison, ...]:
+    arms = [(results.arm(a), results.arm(b)) for a, b in results.comparisons]
+    pairs = [(a, b, scores(results, a), scores(results, b)) for a, b in arms]
     tests = [_differences(of_a, of_b) for _, _, of_a, of_b in pairs]
     ps = holm([test.p if (test := differences[MEAN]) else None for differences in tests])
     return tuple(
@@ -186,22 +191,23 @@ def _comparisons(study: Study) -> tuple[Comparison, ...]:
     )
 
 
-def _curve(study: Study, curve: Curve) -> tuple[CurveValue, ...]:
+def _curve(results: Results, curve: Curve) -> tuple[CurveValue, ...]:
     values = []
-    for point in sorted(curve.points, key=lambda point: point.value):
-        alone, mixture = _alone(study, point.own), scores(study, point.mixture)
-        values.append(CurveValue(point.value, _estimates(alone), _estimates(mixture), _differences(mixture, alone)))
+    for value, mixed, own in sorted(curve.points, key=lambda point: point[0]):
+        alone = _alone(results, {domain: results.arm(name) for domain, name in own.items()})
+        mixture = scores(results, results.arm(mixed))
+        values.append(CurveValue(value, _estimates(alone), _estimates(mixture), _differences(mixture, alone)))
     return tuple(values)
 
 
-def _specialisation(study: Study, arm: Arm) -> Specialisation | None:
-    uses = [run.expert_use.use for run in study.runs[arm.name].values() if run.expert_use is not None]
+def _specialisation(results: Results, arm: Arm) -> Specialisation | None:
+    uses = [run.expert_use.use for run in results.runs[arm.name].values() if run.expert_use is not None]
     information = estimate([float(mutual_information(use).mean()) for use in uses])
     if information is None:
         return None
     return Specialisation(arm, information, information_bound(uses[0]))
 
 
-def sections(study: Study) -> Sequence[str]:
+def sections(results: Results) -> Sequence[str]:
     """Returns the sections of the grid but the main one, in the order in which the arms name them."""
-    return [name for name in dict.fromkeys(name for arm in study.arms for name in arm.sections) if name != MAIN]
+    return [name for name in dict.fromkeys(name for arm in results.arms for name in arm.sections) if name != MAIN]

@@ -1,4 +1,4 @@
-"""What a study consists of, and its grid of runs.
+"""What a study consists of, as its file says.
 
 A study is a Python file with ``get_study() -> Study``. The unit of a mixture's shares is the samples of a run on one
 domain alone: an arm of shares (1, 1, 1) trains three times as many steps and sees each domain as often as that one.
@@ -7,12 +7,9 @@ domain alone: an arm of shares (1, 1, 1) trains three times as many steps and se
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from mole_jax.config import AdapterConfig, Config
-from mole_jax.config_check import check
-from mole_jax.errors import UserError, nearest
 from mole_jax.model.architecture import DecoderArchitecture
 
 Shares = Mapping[str, float]
@@ -43,6 +40,35 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True)
+class SyntheticData:
+    """Domains that are drawn before the study, unless they are there (`mole_jax.synthetic.domains.generate`)."""
+
+    folder: str
+    seed: int
+    train: int
+    """Training records of each domain."""
+    test: int
+    disagreement: float
+    """Share of the names that differ between the domains."""
+    captions: int = 0
+    asked: float = 0.0
+    """Share of the captions that answer a question."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base that is trained before the study, unless it is there."""
+
+    config: Config
+    workdir: str
+    data: tuple[SyntheticData, ...] = ()
+    """What `config` reads and is to be drawn first."""
+    texts: tuple[str, ...] = ()
+    """Files of records. From their questions and answers a tokenizer is made first, at `config.model.tokenizer`. Empty:
+    it is there."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """The whole experiment."""
 
@@ -62,100 +88,10 @@ class Study:
     together: int = 1
     """Seeds of one arm that train at once on one device, by `jax.vmap`: faster where a run alone cannot fill it. 1: one
     run after the other, over the whole mesh, with checkpoints."""
-    prepare: Callable[[], None] | None = None
-    """Makes data and base where they are not there yet."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One cell of the grid, to be run with every seed."""
-
-    name: str
-    mixture: str
-    adapter: str
-    shares: Shares
-    config: Config
-    """With the first seed."""
-    sections: tuple[str, ...]
-
-    @property
-    def slug(self) -> str:
-        """The name as a folder's."""
-        return re.sub(r"[^a-z0-9.+]+", "_", self.name.lower()).strip("_")
-
-    def with_seed(self, seed: int) -> Config:
-        return dataclasses.replace(self.config, seed=seed)
-
-
-def arms(study: Study) -> tuple[Arm, ...]:
-    """Returns the grid in the order of the sections; an arm of several sections comes once.
-
-    Raises:
-        UserError: a mixture names no domain of the data, two arms of one name differ, a config makes no sense, or a
-            comparison, a curve or the baseline names what is not there.
-    """
-    for field, values in (("seeds", study.seeds), ("sections", study.sections)):
-        if not values:
-            raise UserError(f"study: {field} is empty")
-    if study.together < 1 or study.unit_steps < 1:
-        raise UserError(f"study: together {study.together} and unit_steps {study.unit_steps} must be at least 1")
-    found: dict[str, Arm] = {}
-    for section in study.sections:
-        run = section.run or study.run
-        for mixture, shares in section.mixtures.items():
-            for adapter, settings in section.adapters.items():
-                name = f"{mixture} / {adapter}"
-                config = _config(study, run, name, shares, settings)
-                arm = Arm(name, mixture, adapter, dict(shares), config, (section.name,))
-                if (other := found.get(name)) is not None:
-                    if other.config != config:
-                        raise UserError(
-                            f"study: sections {other.sections[0]} and {section.name} have two arms '{name}'"
-                        )
-                    arm = dataclasses.replace(other, sections=(*other.sections, section.name))
-                found[name] = arm
-    slugs = {arm.slug for arm in found.values()}
-    if len(slugs) < len(found):
-        raise UserError("study: two arms differ only in signs that folders' names leave out; rename one")
-    named = [name for pair in study.comparisons for name in pair]
-    named += [name for curve in study.curves for _, mixed, own in curve.points for name in (mixed, *own.values())]
-    for name in named:
-        if name not in found:
-            raise UserError(f"study: no arm is named '{name}'{nearest(name, found)}")
-    adapters = {arm.adapter for arm in found.values()}
-    if study.baseline not in adapters:
-        raise UserError(f"study: baseline '{study.baseline}' is no adapter{nearest(study.baseline, adapters)}")
-    return tuple(found.values())
-
-
-def _config(study: Study, run: Config, name: str, shares: Shares, adapter: AdapterConfig) -> Config:
-    domains, tasks = ([one.name for one in many] for many in (run.data.domains, run.evaluation.tasks))
-    for domain in domains:
-        if domain not in tasks:
-            raise UserError(f"study: arm '{name}': domain '{domain}' has no task of its name in evaluation.tasks")
-    for domain in shares:
-        if domain not in domains:
-            raise UserError(f"study: arm '{name}': the data have no domain '{domain}'{nearest(domain, domains)}")
-    trainable = tuple(
-        group
-        for group in run.train.trainable
-        if (group != "router" or adapter.kind == "mole") and (group != "adapters" or adapter.kind != "none")
-    )
-    weighted = tuple(dataclasses.replace(one, weight=shares.get(one.name, 0.0)) for one in run.data.domains)
-    changed = dataclasses.replace(
-        run,
-        name=name,
-        seed=study.seeds[0],
-        adapter=adapter,
-        data=dataclasses.replace(run.data, domains=weighted, mix="weight"),
-        train=dataclasses.replace(
-            run.train, steps=round(study.unit_steps * sum(shares.values())), epochs=None, trainable=trainable
-        ),
-    )
-    try:
-        return check(changed)
-    except UserError as error:
-        raise UserError(f"study: arm '{name}': {error}") from None
+    data: tuple[SyntheticData, ...] = ()
+    """What the runs read and is to be drawn first."""
+    bases: tuple[Base, ...] = ()
+    """What is to be trained first, in this order."""
 
 
 def equal_parameters(mole: AdapterConfig, arch: DecoderArchitecture) -> AdapterConfig:

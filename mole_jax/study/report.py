@@ -14,7 +14,8 @@ from mole_jax.files import write_text
 from mole_jax.study import figures
 from mole_jax.study.analysis import MEAN, Analysis, Comparison, Cost, analyse, sections
 from mole_jax.study.finding import finding
-from mole_jax.study.results import MAIN, Arm, Gap, Study, read
+from mole_jax.study.grid import MAIN, Arm
+from mole_jax.study.results import Gap, Results, read
 from mole_jax.study.words import difference, interval, p_value, score
 
 _READING = (
@@ -49,56 +50,56 @@ def write(folder: epath.Path) -> str:
     Raises:
         UserError: there is no study, or one of its files is malformed.
     """
-    study = read(folder)
-    analysis = analyse(study)
-    said = finding(study, analysis)
-    drawn = figures.draw(study, analysis)
+    results = read(folder)
+    analysis = analyse(results)
+    said = finding(results, analysis)
+    drawn = figures.draw(results, analysis)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for name, data in drawn.items():
         (folder / "plots" / f"{name}.png").write_bytes(data)
-    write_text(folder / "report.json", json.dumps(_values(study, analysis, said), indent=1))
-    write_text(folder / "report.md", _page(study, analysis, said, drawn))
-    return f"{textwrap.fill(said, _WIDTH)}\n\n{aligned(_arm_rows(study, analysis, study.section(MAIN)))}"
+    write_text(folder / "report.json", json.dumps(_values(results, analysis, said), indent=1))
+    write_text(folder / "report.md", _page(results, analysis, said, drawn))
+    return f"{textwrap.fill(said, _WIDTH)}\n\n{aligned(_arm_rows(results, analysis, results.section(MAIN)))}"
 
 
-def _page(study: Study, analysis: Analysis, said: str, drawn: Collection[str]) -> str:
+def _page(results: Results, analysis: Analysis, said: str, drawn: Collection[str]) -> str:
     def pictures(*names: str) -> list[str]:
         return [f"![{name}](plots/{name}.png)\n" for name in names if name in drawn]
 
-    parts = [f"# {study.name}\n", f"{said}\n", f"{_READING.format(score=study.score, baseline=study.baseline)}\n"]
+    parts = [f"# {results.name}\n", f"{said}\n", f"{_READING.format(score=results.score, baseline=results.baseline)}\n"]
     if analysis.conflict:
-        parts += [f"## Conflict of {study.baseline}\n", f"{_CONFLICT}\n", *pictures("conflict")]
-        parts += [markdown(_cost_rows(study, analysis.conflict, "mixture"))]
+        parts += [f"## Conflict of {results.baseline}\n", f"{_CONFLICT}\n", *pictures("conflict")]
+        parts += [markdown(_cost_rows(results, analysis.conflict, "mixture"))]
     if analysis.adapters:
-        title = f"## The other adapters on {analysis.mixture}, against the single-domain runs of {study.baseline}\n"
-        parts += [title, markdown(_cost_rows(study, analysis.adapters, "adapter"))]
-    parts += ["## Main table\n", *pictures("scores"), markdown(_arm_rows(study, analysis, study.section(MAIN)))]
+        title = f"## The other adapters on {analysis.mixture}, against the single-domain runs of {results.baseline}\n"
+        parts += [title, markdown(_cost_rows(results, analysis.adapters, "adapter"))]
+    parts += ["## Main table\n", *pictures("scores"), markdown(_arm_rows(results, analysis, results.section(MAIN)))]
     if analysis.comparisons:
         parts += ["## Comparisons\n", f"{_COMPARISONS.format(count=len(analysis.comparisons))}\n"]
-        parts += [markdown(_comparison_rows(study, analysis.comparisons))]
-    for name in sections(study):
-        parts += [f"## {name.capitalize()}\n", markdown(_arm_rows(study, analysis, study.section(name)))]
-    for curve in study.curves:
+        parts += [markdown(_comparison_rows(results, analysis.comparisons))]
+    for name in sections(results):
+        parts += [f"## {name.capitalize()}\n", markdown(_arm_rows(results, analysis, results.section(name)))]
+    for curve in results.curves:
         parts += [f"## Curve: {curve.name}\n", *pictures(figures.curve_name(curve))]
-        parts += [markdown(_curve_rows(study, analysis, curve.name, curve.axis))]
+        parts += [markdown(_curve_rows(results, analysis, curve.name, curve.axis))]
     if analysis.experts:
         uses = pictures(*(name for name in drawn if name.startswith("experts_")))
         parts += ["## Expert use by domain\n", f"{_EXPERTS}\n", markdown(_expert_rows(analysis)), *uses]
-    parts += ["## Runs and questions\n", *_account(study)]
+    parts += ["## Runs and questions\n", *_account(results)]
     return "\n".join(parts)
 
 
-def _arm_rows(study: Study, analysis: Analysis, arms: Sequence[Arm]) -> Rows:
-    rows = [["arm", "seeds", MEAN, *study.domains, "held-out loss", "trainable", "steps", "step time"]]
+def _arm_rows(results: Results, analysis: Analysis, arms: Sequence[Arm]) -> Rows:
+    rows = [["arm", "seeds", MEAN, *results.domains, "held-out loss", "trainable", "steps", "step time"]]
     for arm in arms:
         result = analysis.result(arm)
         rows.append(
             [
                 arm.name,
-                f"{result.seeds}" if result.seeds == len(study.seeds) else f"{result.seeds} of {len(study.seeds)}",
-                *(score(result.scores[name]) for name in (MEAN, *study.domains)),
+                f"{result.seeds}" if result.seeds == len(results.seeds) else f"{result.seeds} of {len(results.seeds)}",
+                *(score(result.scores[name]) for name in (MEAN, *results.domains)),
                 number(result.loss and result.loss.mean, ".3f"),
-                f"{arm.trainable:,}",
+                number(arm.trainable, ","),
                 f"{arm.steps:,}",
                 ABSENT if result.step_time is None else f"{result.step_time:.2f}x",
             ]
@@ -106,29 +107,29 @@ def _arm_rows(study: Study, analysis: Analysis, arms: Sequence[Arm]) -> Rows:
     return rows
 
 
-def _cost_rows(study: Study, costs: Sequence[Cost], heading: str) -> Rows:
-    rows = [[heading, MEAN, *study.domains]]
+def _cost_rows(results: Results, costs: Sequence[Cost], heading: str) -> Rows:
+    rows = [[heading, MEAN, *results.domains]]
     for cost in costs:
         cells = []
-        for name in (MEAN, *study.domains):
-            found, own = cost.scores[name], cost.arm.adapter == study.baseline and cost.arm.shares == {name: 1.0}
+        for name in (MEAN, *results.domains):
+            found, own = cost.scores[name], cost.arm.adapter == results.baseline and cost.arm.shares == {name: 1.0}
             beside = "alone" if own else difference(cost.differences[name])
             cells.append(ABSENT if found is None else f"{100 * found.mean:.1f} ({beside})")
         rows.append([getattr(cost.arm, heading), *cells])
     return rows
 
 
-def _comparison_rows(study: Study, comparisons: Sequence[Comparison]) -> Rows:
-    rows = [["A", "B", "seeds", "A - B", "p", "verdict", *study.domains]]
+def _comparison_rows(results: Results, comparisons: Sequence[Comparison]) -> Rows:
+    rows = [["A", "B", "seeds", "A - B", "p", "verdict", *results.domains]]
     for one in comparisons:
         test = one.differences[MEAN]
         known = [str(test.seeds) if test else "0", difference(test), p_value(one.p), one.verdict]
-        rows.append([one.a.name, one.b.name, *known, *(difference(one.differences[name]) for name in study.domains)])
+        rows.append([one.a.name, one.b.name, *known, *(difference(one.differences[name]) for name in results.domains)])
     return rows
 
 
-def _curve_rows(study: Study, analysis: Analysis, name: str, axis: str) -> Rows:
-    names = (MEAN, *study.domains)
+def _curve_rows(results: Results, analysis: Analysis, name: str, axis: str) -> Rows:
+    names = (MEAN, *results.domains)
     rows = [[axis, "alone", "mixture", *(f"difference, {name}" for name in names)]]
     for at in analysis.curves[name]:
         differences = [difference(at.differences[name]) for name in names]
@@ -144,14 +145,14 @@ def _expert_rows(analysis: Analysis) -> Rows:
     return rows
 
 
-def _account(study: Study) -> list[str]:
+def _account(results: Results) -> list[str]:
     """Seeds, runs done and not done, and the questions that were asked."""
-    done = study.planned - len(study.missing)
-    lines = [f"Seeds: {', '.join(map(str, study.seeds))}. Runs: {done} of {study.planned} are finished.\n"]
-    for domain in study.domains:
-        counts = " or ".join(map(str, study.questions(domain))) or "the evaluations do not tell how many"
+    done = results.planned - len(results.missing)
+    lines = [f"Seeds: {', '.join(map(str, results.seeds))}. Runs: {done} of {results.planned} are finished.\n"]
+    for domain in results.domains:
+        counts = " or ".join(map(str, results.questions(domain))) or "the evaluations do not tell how many"
         lines.append(f"- {domain}: {counts} questions")
-    for title, gaps in (("Missing runs", study.missing), ("Finished runs lack", study.remarks)):
+    for title, gaps in (("Missing runs", results.missing), ("Finished runs lack", results.remarks)):
         if gaps:
             lines += [f"\n{title}:\n", *_grouped(gaps)]
     return [*lines, ""]
@@ -164,21 +165,21 @@ def _grouped(gaps: Sequence[Gap]) -> list[str]:
     return [f"- {arm} (seed {', '.join(found)}): {what}" for (arm, what), found in seeds.items()]
 
 
-def _values(study: Study, analysis: Analysis, said: str) -> dict[str, object]:
+def _values(results: Results, analysis: Analysis, said: str) -> dict[str, object]:
     """What `report.json` has: fractions, not per cent, and arms by name."""
 
     def plain(fields: list[tuple[str, object]]) -> dict[str, object]:
         return {name: value["name"] if isinstance(value, dict) and "slug" in value else value for name, value in fields}
 
     return {
-        "name": study.name,
-        "score": study.score,
+        "name": results.name,
+        "score": results.score,
         "finding": said,
-        "baseline": study.baseline,
-        "arms": [dataclasses.asdict(arm) for arm in study.arms],
+        "baseline": results.baseline,
+        "arms": [dataclasses.asdict(arm) for arm in results.arms],
         **dataclasses.asdict(analysis, dict_factory=plain),
-        "seeds": study.seeds,
-        "questions": {domain: study.questions(domain) for domain in study.domains},
-        "missing": [dataclasses.asdict(gap) for gap in study.missing],
-        "remarks": [dataclasses.asdict(gap) for gap in study.remarks],
+        "seeds": results.seeds,
+        "questions": {domain: results.questions(domain) for domain in results.domains},
+        "missing": [dataclasses.asdict(gap) for gap in results.missing],
+        "remarks": [dataclasses.asdict(gap) for gap in results.remarks],
     }

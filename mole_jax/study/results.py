@@ -12,29 +12,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
-from mole_jax.errors import UserError, nearest
-
-MAIN = "main"
-"""The section of the grid that the study is about."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-    """One cell of the grid: a mixture, an adapter and a number of steps."""
-
-    name: str
-    slug: str
-    mixture: str
-    adapter: str
-    shares: Mapping[str, float]
-    """Samples of each domain, in units of the single-domain run; no zeros."""
-    steps: int
-    trainable: int
-    """Numbers that are trained."""
-    kind: str
-    """lora, mole or none."""
-    experts: int
-    sections: tuple[str, ...]
+from mole_jax.errors import UserError
+from mole_jax.study.grid import Arm, Grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +24,7 @@ class ExpertUse:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunResult:
     """One arm with one seed, finished."""
 
     scores: Mapping[str, float]
@@ -71,48 +50,15 @@ class Gap:
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-    """A value of a curve's axis: the arms of the single domains and that of their mixture."""
-
-    value: float
-    own: Mapping[str, Arm]
-    mixture: Arm
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    name: str
-    axis: str
-    points: tuple[Point, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
+class Results(Grid):
     """The grid, what is done of it, and what is not."""
 
-    name: str
-    domains: tuple[str, ...]
-    seeds: tuple[int, ...]
-    arms: tuple[Arm, ...]
-    baseline: str
-    """The adapter that the others are compared with."""
-    comparisons: tuple[tuple[Arm, Arm], ...]
-    curves: tuple[Curve, ...]
-    score: str
-    runs: Mapping[str, Mapping[int, Run]]
+    runs: Mapping[str, Mapping[int, RunResult]]
     """The finished ones, by arm's name and seed."""
     missing: tuple[Gap, ...]
     """The others, each with why."""
     remarks: tuple[Gap, ...]
     """What finished runs lack."""
-
-    @property
-    def planned(self) -> int:
-        """Runs that the grid has."""
-        return len(self.arms) * len(self.seeds)
-
-    def section(self, name: str) -> tuple[Arm, ...]:
-        return tuple(arm for arm in self.arms if name in arm.sections)
 
     def questions(self, domain: str) -> list[int]:
         """Returns the numbers of test questions that the evaluations name: one, where all runs were asked the same."""
@@ -120,7 +66,7 @@ class Study:
         return sorted({count for run in runs if (count := run.questions[domain]) is not None})
 
 
-def read(folder: epath.Path) -> Study:
+def read(folder: epath.Path) -> Results:
     """Reads the study in `folder`.
 
     Raises:
@@ -129,13 +75,13 @@ def read(folder: epath.Path) -> Study:
     path = folder / "study.json"
     if not path.exists():
         raise UserError(f"{folder}: holds no study (study.json); name the --workdir of python -m mole_jax.study")
-    study = _parsed(path, _study, "a study's grid")
-    runs: dict[str, dict[int, Run]] = {arm.name: {} for arm in study.arms}
+    grid = _parsed(path, Grid.from_json, "a study's grid")
+    runs: dict[str, dict[int, RunResult]] = {arm.name: {} for arm in grid.arms}
     missing: list[Gap] = []
     remarks: list[Gap] = []
-    for arm in study.arms:
-        for seed in study.seeds:
-            run = _run(folder / "runs" / arm.slug / f"seed_{seed}", arm, study.domains)
+    for arm in grid.arms:
+        for seed in grid.seeds:
+            run = _run(folder / "runs" / arm.slug / f"seed_{seed}", arm, grid.domains)
             if isinstance(run, str):
                 missing.append(Gap(arm.name, seed, run))
                 continue
@@ -145,48 +91,10 @@ def read(folder: epath.Path) -> Study:
     if len(metrics) > 1:
         (one, first), (other, second), *_ = ((", ".join(names), run) for names, run in metrics.items())
         raise UserError(f"{folder}: {first} is scored by {one}, {second} by {other}; evaluate them alike")
-    return dataclasses.replace(study, runs=runs, missing=tuple(missing), remarks=tuple(remarks))
+    return Results(**vars(grid), runs=runs, missing=tuple(missing), remarks=tuple(remarks))
 
 
-def _study(found: Any) -> Study:
-    arms = {entry["name"]: _arm(entry) for entry in found["arms"]}
-    if len(arms) != len(found["arms"]):
-        raise ValueError("two arms have one name")
-    domains = tuple(found["domains"])
-
-    def arm(name: str) -> Arm:
-        if name not in arms:
-            raise ValueError(f"no arm is named '{name}'{nearest(name, arms)}")
-        return arms[name]
-
-    def point(entry: Mapping[str, Any]) -> Point:
-        own = dict(zip(domains, map(arm, entry["own"]), strict=True))
-        return Point(float(entry["value"]), own, arm(entry["mixture"]))
-
-    return Study(
-        name=found["name"],
-        domains=domains,
-        seeds=tuple(found["seeds"]),
-        arms=tuple(arms.values()),
-        baseline=found["baseline"],
-        comparisons=tuple((arm(pair["a"]), arm(pair["b"])) for pair in found["comparisons"]),
-        curves=tuple(
-            Curve(entry["name"], entry["axis"], tuple(map(point, entry["points"]))) for entry in found["curves"]
-        ),
-        score=found["score"],
-        runs={},
-        missing=(),
-        remarks=(),
-    )
-
-
-def _arm(entry: Mapping[str, Any]) -> Arm:
-    known = {field.name: entry[field.name] for field in dataclasses.fields(Arm)}
-    shares = {domain: float(share) for domain, share in entry["shares"].items() if share}
-    return Arm(**known | {"shares": shares, "sections": tuple(entry["sections"])})
-
-
-def _run(folder: epath.Path, arm: Arm, domains: tuple[str, ...]) -> Run | str:
+def _run(folder: epath.Path, arm: Arm, domains: tuple[str, ...]) -> RunResult | str:
     """Returns the run, or why it does not count."""
     inside = folder / "eval"
     newest = max(inside.glob("step_*.json") if inside.exists() else (), default=None)
@@ -203,7 +111,7 @@ def _run(folder: epath.Path, arm: Arm, domains: tuple[str, ...]) -> Run | str:
     return run
 
 
-def _evaluated(found: Any, domains: tuple[str, ...]) -> tuple[int, Run]:
+def _evaluated(found: Any, domains: tuple[str, ...]) -> tuple[int, RunResult]:
     tasks = {domain: found["tasks"][domain] for domain in domains}
     scores = {}
     for domain, task in tasks.items():
@@ -214,7 +122,7 @@ def _evaluated(found: Any, domains: tuple[str, ...]) -> tuple[int, Run]:
     losses = {domain: float(task["loss"]) for domain, task in tasks.items()}
     metrics = tuple("exact" if task.get("score") is None else str(task["metric"]) for task in tasks.values())
     questions = {domain: task.get("questions", task.get("examples")) for domain, task in tasks.items()}
-    return int(found["step"]), Run(scores, losses, metrics, questions, None, None, None)
+    return int(found["step"]), RunResult(scores, losses, metrics, questions, None, None, None)
 
 
 def _expert_use(found: Any) -> ExpertUse:
@@ -228,7 +136,7 @@ def _timing(found: Any) -> dict[str, Any]:
     return {"step_seconds": float(found["step_seconds"]), "batched": int(found["batched"])}
 
 
-def _remarks(arm: Arm, run: Run) -> list[str]:
+def _remarks(arm: Arm, run: RunResult) -> list[str]:
     remarks = [
         f"the held-out loss on {domain} is {loss}: training diverged; the scores count, the arm shows no loss"
         for domain, loss in run.losses.items()

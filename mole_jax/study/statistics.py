@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,13 +39,8 @@ class Difference(Estimate):
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Returns the mean of one value a seed with its 95 % Student-t interval; None of no values."""
-    if not len(values):
-        return None
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return Estimate(mean, None, 1)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * _standard_error(values)
-    return Estimate(mean, (mean - reach, mean + reach), len(values))
+    found = _t_test(values)
+    return None if found is None else Estimate(found.mean, found.interval, found.seeds)
 
 
 def paired(a: Series, b: Series) -> Difference | None:
@@ -58,16 +52,7 @@ def paired(a: Series, b: Series) -> Difference | None:
         The mean of a - b, its 95 % interval and p; None where they share no seed. Differences that are all zero have
         p 1, all alike and not zero p 0.
     """
-    differences = [round(a[seed] - b[seed], _DIGITS) for seed in a if seed in b]
-    found = estimate(differences)
-    if found is None:
-        return None
-    p = None
-    if found.interval is not None:
-        error = _standard_error(differences)
-        statistic = found.mean / error if error else math.copysign(math.inf, found.mean) if found.mean else 0.0
-        p = float(2 * stats.t.sf(abs(statistic), found.seeds - 1))
-    return Difference(found.mean, found.interval, found.seeds, p)
+    return _t_test([round(a[seed] - b[seed], _DIGITS) for seed in a if seed in b])
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -93,9 +78,20 @@ def verdict(difference: float, p: float | None) -> str:
     return "above" if difference > 0 else "below"
 
 
-def _standard_error(values: Sequence[float]) -> float:
-    # Equal values have no spread; their computed mean may differ from them by a rounding.
-    return 0.0 if min(values) == max(values) else float(np.std(values, ddof=1)) / math.sqrt(len(values))
+def _t_test(values: Sequence[float]) -> Difference | None:
+    """Tests whether the mean of `values` is zero; None of no values."""
+    if not len(values):
+        return None
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Difference(mean, None, 1, None)
+    if min(values) == max(values):
+        # scipy's statistic is a division by zero where there is no spread.
+        return Difference(mean, (mean, mean), len(values), 0.0 if mean else 1.0)
+    found = stats.ttest_1samp(values, 0.0)
+    low, high = found.confidence_interval(LEVEL)
+    p = float(found.pvalue)  # pyright: ignore[reportAttributeAccessIssue] # scipy names this field at run time
+    return Difference(mean, (float(low), float(high)), len(values), p)
 
 
 def _or_one(p: float | None) -> float:

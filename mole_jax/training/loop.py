@@ -82,20 +82,10 @@ def _train(config: Config, workdir: epath.Path) -> None:
                 break
     checkpointer.close()
 
-    if log.too_many_bad_steps:
-        raise UserError(
-            f"{config.train.max_bad_steps} steps in a row up to step {step} gave a NaN or Inf loss, gradient or "
-            f"update and were not applied (records in {workdir / 'bad_steps.jsonl'}); look at them; the same command "
-            "goes on behind them; a lower optimizer.learning_rate or model.compute_dtype float32 needs a new --workdir"
-        )
+    log.check(step, int(state.applied))
     if stop:
         progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
         sys.exit(TERMINATED)
-    if run.total_steps and not int(state.applied):
-        raise UserError(
-            f"{workdir}: not one of {run.total_steps} steps could be applied, each gave a NaN or Inf loss, gradient or "
-            "update (bad_steps.jsonl); lower optimizer.learning_rate and choose another --workdir"
-        )
     finish(run, state, progress)
 
 

@@ -61,6 +61,8 @@ class Run:
     frozen: Tree
     state: TrainState
     """At step 0. Donated by the first step."""
+    maker: StepMaker
+    """What `step` is made of."""
     step: jax.stages.Wrapped
     """Of a state (donated), the frozen arrays and a batch's arrays: the next state and metrics."""
     evaluation_step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
@@ -134,6 +136,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         total_steps,
         frozen,
         state,
+        maker,
         compiled_step(maker, state, mesh),
         jax.jit(maker.forward.evaluation_step, out_shardings=replicated(mesh)),
     )

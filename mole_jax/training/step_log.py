@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from mole_jax.data.batch import Batch
+from mole_jax.errors import UserError
 from mole_jax.parallel import hosts
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.sharding import reader
@@ -26,11 +27,12 @@ BAD_STEPS_FILE = "bad_steps.jsonl"
 class StepLog:
     """Reads each step's metrics when the next one is under way; reports steps that were not applied.
 
-    `writer` is None on all processes but the first.
+    `writer` is None on all processes but the first. `sharing` is the number of runs that the device steps at once: each
+    has its part of the time.
     """
 
-    def __init__(self, run: Run, writer: MetricsWriter | None, progress: Progress):
-        self._run, self._writer, self._progress = run, writer, progress
+    def __init__(self, run: Run, writer: MetricsWriter | None, progress: Progress, *, sharing: int = 1):
+        self._run, self._writer, self._progress, self._sharing = run, writer, progress, sharing
         self._domains = [domain.name for domain in run.config.data.domains]
         self._flops = step_flops(run.config, run.spec.arch, run.spec.declarations, run.config.train.trainable)
         self._peak = peak_flops(run.mesh.devices.flat[0])
@@ -45,6 +47,26 @@ class StepLog:
     @property
     def too_many_bad_steps(self) -> bool:
         return self._bad_in_a_row >= self._run.config.train.max_bad_steps
+
+    def check(self, step: int, applied: int) -> None:
+        """Checks a run that has ended after `step` with so many updates `applied`.
+
+        Raises:
+            UserError: too many bad steps in a row have ended it, or all of its steps were bad.
+        """
+        config, workdir, total = self._run.config, self._run.workdir, self._run.total_steps
+        if self.too_many_bad_steps:
+            raise UserError(
+                f"{config.train.max_bad_steps} steps in a row up to step {step} gave a NaN or Inf loss, gradient or "
+                f"update and were not applied (records in {workdir / BAD_STEPS_FILE}); look at them; the same command "
+                "goes on behind them; a lower optimizer.learning_rate or model.compute_dtype float32 needs a new "
+                "--workdir"
+            )
+        if step == total and total and not applied:
+            raise UserError(
+                f"{workdir}: not one of {total} steps could be applied, each gave a NaN or Inf loss, gradient or "
+                f"update ({BAD_STEPS_FILE}); lower optimizer.learning_rate and choose another --workdir"
+            )
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -79,7 +101,7 @@ class StepLog:
             return
         now = time.perf_counter()
         metrics = step_metrics(host, self._domains) | speed_metrics(
-            seconds=now - self._since,
+            seconds=(now - self._since) / self._sharing,
             steps=self._steps,
             waited=self._waited,
             tokens=self._tokens,

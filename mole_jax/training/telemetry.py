@@ -126,7 +126,8 @@ class Progress:
     """Steps, losses and speed on stderr: a bar on a terminal, a plain line every so often elsewhere.
 
     `total` and `start` are steps; `every_seconds` is the least time between two plain lines. Without `show`
-    nothing is said: of several processes one speaks.
+    nothing is said: of several processes one speaks. Of several runs at once each has its `prefix` before every line,
+    and one has `show_steps`.
     """
 
     def __init__(
@@ -137,16 +138,19 @@ class Progress:
         every_seconds: float = 10.0,
         stream: TextIO | None = None,
         show: bool = True,
+        show_steps: bool = True,
+        prefix: str = "",
     ):
         self._show, self._stream = show, stream if stream is not None else sys.stderr
+        self._show_steps, self._prefix = show and show_steps, prefix
         self._total, self._every, self._last = total, every_seconds, -math.inf
         self._bar = None
-        if show and self._stream.isatty():
+        if self._show_steps and self._stream.isatty():
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=self._stream)
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Shows that `step` is done, with the `metrics` that `MetricsWriter.write` takes."""
-        if not self._show:
+        if not self._show_steps:
             return
         text = describe(metrics)
         if self._bar is not None:
@@ -156,14 +160,13 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= self._every or step >= self._total:
             self._last = now
-            print(f"step {step}/{self._total}  {text}", file=self._stream, flush=True)
+            print(f"{self._prefix}step {step}/{self._total}  {text}", file=self._stream, flush=True)
 
     def say(self, text: str) -> None:
-        """Prints a line without breaking the bar."""
-        if self._bar is not None:
-            tqdm.write(text, file=self._stream)
-        elif self._show:
-            print(text, file=self._stream, flush=True)
+        """Prints a line without breaking the bar, which may be another run's."""
+        if self._show:
+            tqdm.write(self._prefix + text, file=self._stream)
+            self._stream.flush()
 
     def close(self) -> None:
         """Ends the bar."""

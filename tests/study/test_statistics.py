@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -28,6 +29,30 @@ def test_interval_by_hand():
     found = estimate([1.0, 2.0, 3.0])
     assert found is not None
     assert found.interval == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
+
+
+def test_figures_are_those_of_the_formulas():
+    """Mean, interval and p as the t distribution gives them, for many numbers of seeds and sizes of effects."""
+    rng = np.random.default_rng(1)
+    for seeds in (2, 3, 5, 40):
+        for effect in (0.0, 0.01, 3.0):
+            values = rng.normal(effect, 0.05, seeds)
+            error = values.std(ddof=1) / math.sqrt(seeds)
+            reach = stats.t.ppf(0.975, seeds - 1) * error
+            found = paired(dict(enumerate(values)), dict.fromkeys(range(seeds), 0.0))
+            assert found is not None
+            assert found.interval == pytest.approx((values.mean() - reach, values.mean() + reach))
+            assert found.p == pytest.approx(2 * stats.t.sf(abs(values.mean() / error), seeds - 1), rel=1e-6)
+            assert estimate(values.tolist()) == Estimate(
+                pytest.approx(found.mean), pytest.approx(found.interval), seeds
+            )
+
+
+def test_no_spread_asks_scipy_nothing():
+    """Values that are alike give no warning and no NaN, whatever their mean rounds to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert estimate([0.1, 0.1, 0.1]) == Estimate(pytest.approx(0.1), pytest.approx((0.1, 0.1)), 3)
 
 
 def test_few_seeds():
