@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,26 @@ HEADER = "mole_jax"
 READ_TYPES = ("float32", "bfloat16", "float16", "float64")
 """Types of weights as numpy calls them. Whole numbers (8 or 4 bits) would need scales, which these formats lack."""
 _NAMED = 5  # a message names so many keys and counts the rest
+
+
+MAX_RANK, MAX_EXPERTS = 1 << 16, 1 << 12
+"""Largest sizes of adapters that are taken from a file."""
+
+
+def check_adapter(adapter: AdapterConfig, *, where: str | Path) -> AdapterConfig:
+    """Returns adapters read from a file; raises `UserError` that names a setting which none can have."""
+    sizes = (("rank", adapter.rank, MAX_RANK), ("experts", adapter.experts, MAX_EXPERTS))
+    for name, value, limit in sizes:
+        if not 1 <= value <= limit:
+            raise UserError(f"{where}: {name} of the adapters is {value}, expected 1 to {limit:,}; the file is damaged")
+    if not 0 <= adapter.shared_rank <= MAX_RANK or not math.isfinite(adapter.alpha):
+        raise UserError(
+            f"{where}: the adapters have shared_rank {adapter.shared_rank} and alpha {adapter.alpha}; "
+            "the file is damaged"
+        )
+    if unknown := sorted(set(adapter.targets) - set(MODULES)):
+        raise UserError(f"{where}: the adapters' targets name {unknown[0]!r}, expected some of {', '.join(MODULES)}")
+    return adapter
 
 
 def target_path(target: str) -> str:
@@ -74,7 +95,10 @@ def own_header(metadata: Mapping[str, str], where: Path) -> OwnHeader:
             raise ValueError(f"a {type(values).__name__}")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: its header's '{HEADER}' is no JSON object ({error}); convert it again") from None
-    return config_json.dataclass_from_json(values, OwnHeader, where=f"{where}: header")
+    header = config_json.dataclass_from_json(values, OwnHeader, where=f"{where}: header")
+    if header.adapter is not None:
+        check_adapter(header.adapter, where=f"{where}: header")
+    return header
 
 
 class Tensors(Protocol):

@@ -18,7 +18,7 @@ from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from mole_jax.errors import UserError
-from mole_jax.files import read_json, write_json
+from mole_jax.files import check_no_pointer, read_json, write_json
 from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.torch_file import TorchFile
 
@@ -110,6 +110,7 @@ class _SafetensorsFile:
                 }
                 self.metadata: Mapping[str, str] = handle.metadata() or {}
         except (SafetensorError, OSError) as error:
+            check_no_pointer(path)
             raise UserError(f"{path}: not a whole safetensors file ({_first_line(error)}); download it again") from None
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:

@@ -27,6 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from mole_jax.errors import UserError
+from mole_jax.files import check_no_pointer
 
 _STORAGES = {
     "FloatStorage": np.float32,
@@ -87,6 +88,7 @@ class TorchFile:
                 self._check(archive)
                 content = _Unpickler(io.BytesIO(_checked_pickle(archive, pickled))).load()
         except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            check_no_pointer(path)
             raise UserError(
                 f"{path}: no whole file of torch 1.6 or later ({_first_line(error)}); download or save it again"
             ) from None

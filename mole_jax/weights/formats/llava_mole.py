@@ -30,6 +30,7 @@ from mole_jax.weights.foreign import (
     AdapterFile,
     OwnHeader,
     Row,
+    check_adapter,
     own_header,
     read_table,
     spec_row,
@@ -182,7 +183,8 @@ def _adapter(
     adapter = header.adapter
     if adapter is None:
         adapter = AdapterConfig(kind="mole", alpha=2.0 * rank, router_gradient="dense", balance_loss="pooled")
-    return dataclasses.replace(adapter, rank=rank, experts=experts, alpha=adapter.alpha if alpha is None else alpha)
+    alpha = adapter.alpha if alpha is None else alpha
+    return check_adapter(dataclasses.replace(adapter, rank=rank, experts=experts, alpha=alpha), where=path)
 
 
 def _frozen_names(spec: LeafSpec) -> list[str]:

@@ -29,7 +29,16 @@ from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs, projector_tensors
-from mole_jax.weights.foreign import HEADER, MODULES, AdapterFile, OwnHeader, own_header, read_table, spec_row
+from mole_jax.weights.foreign import (
+    HEADER,
+    MODULES,
+    AdapterFile,
+    OwnHeader,
+    check_adapter,
+    own_header,
+    read_table,
+    spec_row,
+)
 from mole_jax.weights.format import Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.peft_config import CONFIG, base_of, dropout_of, refuse_settings
 from mole_jax.weights.safetensors_io import open_state_dict, write_file
@@ -159,7 +168,7 @@ def _settings(config: dict[str, Any], header: OwnHeader, where: Path) -> Adapter
         }:
             raise UserError(f"{where}: says other settings than the tensors' own header; copy the whole folder")
         return adapter
-    return AdapterConfig(**own, dropout=dropout)
+    return check_adapter(AdapterConfig(**own, dropout=dropout), where=where)
 
 
 def _read(given: Given) -> LayeredSource:
