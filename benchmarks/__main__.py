@@ -58,8 +58,8 @@ def stepper(
     spec = ModelSpec.of(arch, adapter)
     leaves = place(spec, RandomSource(arch, 0), mesh, config.train.trainable, dtype, 0)
     params, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
-    maker, state = prepare(config, spec, mesh, params, total_steps=100)
-    step = compiled_step(maker, state, mesh)
+    train_step, state = prepare(config, spec, mesh, params, total_steps=100)
+    step = compiled_step(train_step, state, mesh)
     side = arch.vision.image_size
     tokens = np.random.default_rng(0).integers(3, arch.decoder.vocab - 1, (rows, length)).astype(np.int32)
     ones = np.ones((rows, length), np.int32)

@@ -75,7 +75,7 @@ def measure(adapter: AdapterConfig, arch: LlavaArchitecture, flags: argparse.Nam
     whole = abstract_step(config, arch, mesh)
     held = device_bytes((whole.state.params, whole.frozen))
     kv = 2 * arch.decoder.layers * flags.answers * flags.length * arch.decoder.kv_heads * arch.decoder.head_dim * 2
-    arguments = {"train": held + device_bytes((whole.state.moments, whole.batch)), "decode": held + kv}
+    arguments = {"train": held + device_bytes((whole.state.opt_state, whole.batch)), "decode": held + kv}
     for what in flags.what:
         facts = []
         for depth in DEPTHS:

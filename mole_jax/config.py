@@ -147,6 +147,9 @@ class DataConfig:
     """A broken image, missing file, malformed record and so on: stop with an error, or skip and count."""
     on_too_long: Literal["error", "skip"] = "skip"
     """An example over `sequence_length` or `images_per_row`: stop with an error, or skip and count."""
+    most_skipped: float | None = None
+    """Largest share of a domain's records that may be skipped; above it training stops. None: no limit, since skipping
+    was asked for and how much of it is right is for the data's owner to say; the counts are told at start and end."""
     workers: int = 0
     """Worker processes that read and decode; 0 does it in the training process. Never changes the batches."""
 
@@ -236,7 +239,7 @@ class DecodingConfig:
     temperature: float = 0.0
     """What logits are divided by before a token is drawn, not negative; 0 takes the most probable token (greedy)."""
     top_k: int | None = None
-    """Draw among this many most probable tokens, at least 1. None: all."""
+    """Draw among this many most probable tokens. None or 0: all."""
     top_p: float = 1.0
     """Draw among the fewest most probable tokens that have this probability together, over 0; 1: all."""
     repetition_penalty: float = 1.0

@@ -6,8 +6,21 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mole_jax.config import ATTENTION_TARGETS, GROUPS, MLP_TARGETS, AdapterConfig, Config, DecodingConfig, DomainConfig
+from mole_jax.config import (
+    ATTENTION_TARGETS,
+    GROUPS,
+    MLP_TARGETS,
+    AdapterConfig,
+    Config,
+    DecodingConfig,
+    DomainConfig,
+    MeshConfig,
+)
 from mole_jax.errors import UserError, nearest
+from mole_jax.terminal import escaped, shortened
+
+MOST_NAME_BYTES = 200
+"""Of a domain's or task's name: files are called after tasks, and a file's name has at most 255 bytes."""
 
 Rows = Iterator[tuple[bool, str]]
 """What must hold, and what to say if it does not. A row may rely on those before it: the first that fails ends it."""
@@ -28,6 +41,14 @@ def check_tasks(config: Config) -> None:
         raise UserError("config: evaluation.tasks is empty; add a TaskConfig(name, path)")
 
 
+def check_mesh(mesh: MeshConfig) -> MeshConfig:
+    """Returns `mesh` if its values make sense; raises `UserError` naming the value as ``mesh.name`` if not."""
+    for holds, message in _axes(mesh):
+        if not holds:
+            raise UserError(message)
+    return mesh
+
+
 def check_decoding(decoding: DecodingConfig, field: str) -> DecodingConfig:
     """Returns `decoding` if its values make sense; raises `UserError` naming the value as ``field.name`` if not."""
     for holds, message in _decoding(decoding, field):
@@ -40,7 +61,7 @@ def _decoding(d: DecodingConfig, field: str) -> Rows:
     yield d.max_new_tokens >= 1, f"{field}.max_new_tokens is {d.max_new_tokens}, it must be at least 1"
     finite = 0 <= d.temperature < math.inf
     yield finite, f"{field}.temperature is {d.temperature}, it must not be negative; 0 is greedy"
-    yield d.top_k is None or d.top_k >= 1, f"{field}.top_k is {d.top_k}, it must be at least 1, or None for all tokens"
+    yield d.top_k is None or d.top_k >= 0, f"{field}.top_k is {d.top_k}, it must not be negative; 0 is all tokens"
     yield 0 < d.top_p <= 1, f"{field}.top_p is {d.top_p}, it must be over 0 and at most 1"
     finite = 0 < d.repetition_penalty < math.inf
     yield finite, f"{field}.repetition_penalty is {d.repetition_penalty}, it must be over 0; 1 is no penalty"
@@ -127,10 +148,24 @@ def _data(config: Config) -> Rows:
     yield data.temperature > 0, f"data.temperature is {data.temperature}, it must be over 0"
     counts = ("sequence_length", "examples_per_row", "images_per_row", "packing_bins", "max_image_pixels", "shards")
     yield from _at_least_1("data", data, *counts)
+    yield (
+        data.most_skipped is None or 0 <= data.most_skipped <= 1,
+        f"data.most_skipped is {data.most_skipped}, it is a share: from 0 to 1, or None for no limit",
+    )
     yield from _not_negative("data", data, "workers")
 
 
+def _name(name: str, field: str) -> Rows:
+    fits = name and escaped(name) == name and "/" not in name and len(name.encode()) <= MOST_NAME_BYTES
+    yield (
+        bool(fits),
+        f"{field} has a name '{shortened(name)}'; a name is 1 to {MOST_NAME_BYTES} bytes without '/' and control "
+        "characters, since files are called after it",
+    )
+
+
 def _domain(domain: DomainConfig) -> Rows:
+    yield from _name(domain.name, "data.domains")
     where = f"data.domains: {domain.name} has"
     yield domain.weight >= 0, f"{where} weight {domain.weight}, it must not be negative"
     yield domain.repeat > 0, f"{where} repeat {domain.repeat}, it must be over 0"
@@ -163,12 +198,16 @@ def _optimizer(config: Config) -> Rows:
 
 def _mesh(config: Config) -> Rows:
     mesh, kind = config.mesh, config.adapter.kind
-    yield mesh.data == -1 or mesh.data >= 1, f"mesh.data is {mesh.data}, it must be -1 or over 0"
-    yield from _at_least_1("mesh", mesh, "fsdp", "expert", "tensor", "slices")
+    yield from _axes(mesh)
     yield (
         mesh.expert == 1 or kind == "mole",
         f"mesh.expert is {mesh.expert} but adapter.kind {kind} has no experts to split; set it to 1",
     )
+
+
+def _axes(mesh: MeshConfig) -> Rows:
+    yield mesh.data == -1 or mesh.data >= 1, f"mesh.data is {mesh.data}, it must be -1 or over 0"
+    yield from _at_least_1("mesh", mesh, "fsdp", "expert", "tensor", "slices")
 
 
 def _checkpoint(config: Config) -> Rows:
@@ -181,6 +220,7 @@ def _evaluation(config: Config) -> Rows:
     yield from _different("evaluation.tasks has two tasks", [task.name for task in evaluation.tasks])
     yield from _at_least_1("evaluation", evaluation, "every", "batch_size")
     for task in evaluation.tasks:
+        yield from _name(task.name, "evaluation.tasks")
         where = f"evaluation.tasks: {task.name}"
         yield from _decoding(task.decoding, f"{where}.decoding")
         yield (

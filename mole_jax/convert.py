@@ -5,6 +5,7 @@ from __future__ import annotations
 from mole_jax.cli import Parser, load_config
 from mole_jax.errors import UserError, run_door
 from mole_jax.files import absolute
+from mole_jax.terminal import escaped
 from mole_jax.weights.convert import convert
 from mole_jax.weights.format import DTYPES
 from mole_jax.weights.formats import choices, recognised
@@ -62,13 +63,13 @@ def main() -> None:
         expert=flags.expert,
         vision=flags.vision,
     )
-    print(line)
+    print(escaped(line, keep="\n"))
     if config is not None:
         from mole_jax.evaluation.compare import compare_checkpoints
 
         folder = absolute(flags.output) / "evaluation"
         found = compare_checkpoints(config, flags.input, flags.output, folder, base=flags.base, alpha=flags.alpha)
-        print(found.text())
+        print(escaped(found.text(), keep="\n"))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+from mole_jax.terminal import escaped
+
 
 class UserError(Exception):
     """A mistake outside this code: config, data, checkpoint or mesh.
@@ -15,9 +17,9 @@ class UserError(Exception):
     """
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
+def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Returns ``", did you mean 'x'?"`` for the closest candidate, or an empty string."""
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
     return f", did you mean '{found[0]}'?" if found else ""
 
 
@@ -26,7 +28,12 @@ def run_door(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print_error(error)
         # Not sys.exit: the interpreter would wait for threads, and a library's may wait for a full disk or a dead host.
         sys.stdout.flush()
         os._exit(2)
+
+
+def print_error(error: UserError) -> None:
+    """Prints `error` on stderr as one line, whatever it quotes from a file."""
+    print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)

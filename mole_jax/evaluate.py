@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 
 from mole_jax import cli
 from mole_jax.config_check import check_tasks
 from mole_jax.errors import run_door
 from mole_jax.parallel.launch import add_flags
+from mole_jax.terminal import escaped, warning
 
 COMPARE = "--compare"
 
@@ -22,13 +24,21 @@ def main() -> None:
     from mole_jax.parallel import hosts
 
     with hosts.joined(flags, preemptible=False):
+        from mole_jax.data.left_out import of_task
         from mole_jax.evaluation.checkpoint import evaluate_checkpoint
         from mole_jax.evaluation.tables import aligned, score_rows
         from mole_jax.files import absolute
+        from mole_jax.workdir import claimed
 
-        result = evaluate_checkpoint(config, flags.checkpoint, absolute(flags.workdir), base=flags.base)
+        workdir = absolute(flags.workdir)
+        with claimed(workdir) if hosts.is_first() else nullcontext():
+            result = evaluate_checkpoint(config, flags.checkpoint, workdir, base=flags.base)
         if hosts.is_first():
             print(aligned(score_rows(result)))
+            for name, task in result["tasks"].items():
+                if task.get("skipped"):
+                    line = escaped(f"held-out loss: {(skipped := of_task(name, task))}")
+                    print(warning(line, sys.stderr) if skipped.notable else line, file=sys.stderr)
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
@@ -56,11 +66,14 @@ def _compare() -> None:
     flags = parser.parse_args()
     from mole_jax.evaluation.compare import compare
     from mole_jax.files import absolute
+    from mole_jax.workdir import claimed
 
     found = compare(*flags.compare)
-    print(found.text())
+    print(escaped(found.text(), keep="\n"))
     if flags.workdir is not None:
-        found.write(absolute(flags.workdir))
+        workdir = absolute(flags.workdir)
+        with claimed(workdir):
+            found.write(workdir)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from mole_jax import cli
 from mole_jax.config import Dtype, GenerateConfig, ImageAspect, PromptName
 from mole_jax.config_check import check_decoding
 from mole_jax.errors import UserError, run_door
+from mole_jax.terminal import escaped
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +73,7 @@ def main() -> None:
     assistant = Assistant.of(model, processor, decoding, flags.batch_size)
 
     def write(text: str) -> None:
-        print(text, end="", flush=True)
+        print(escaped(text, keep="\n\t"), end="", flush=True)
 
     if flags.chat:
         chat(assistant, flags.image, sys.stdin, write)
@@ -91,7 +92,7 @@ def main() -> None:
         )
         print(f"{flags.output}: {outcome.answered} answered, {outcome.before} before, {len(outcome.skipped)} skipped")
         for message in outcome.skipped:
-            print(f"skipped: {message}", file=sys.stderr)
+            print(f"skipped: {escaped(message)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

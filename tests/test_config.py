@@ -20,7 +20,7 @@ from mole_jax.config import (
     TaskConfig,
     TrainConfig,
 )
-from mole_jax.config_check import check
+from mole_jax.config_check import check, check_decoding
 from mole_jax.config_json import dataclass_from_json, from_json, to_json, typed
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS, LlavaArchitecture
@@ -122,6 +122,27 @@ def test_json_round_trip_is_exact(config: Config):
     assert again == config
     assert hash(again) == hash(config)  # tuples are tuples again
     assert repr(again) == repr(config)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x1b[2Kb", "../up", "a/b", "x" * 201, "\u202eb", "\ud800"])
+def test_a_name_that_cannot_name_a_file_is_refused(name: str):
+    domains = (DomainConfig(name, "a.json"),)
+    with pytest.raises(UserError, match=r"(?s)data\.domains has a name .*; a name is 1 to 200 bytes"):
+        check(dataclasses.replace(VALID, data=DataConfig(domains=domains)))
+    tasks = EvaluationConfig(tasks=(TaskConfig(name, "a.json"),))
+    with pytest.raises(UserError, match=r"evaluation\.tasks has a name"):
+        check(dataclasses.replace(VALID, evaluation=tasks))
+
+
+@pytest.mark.parametrize("top_k", [None, 0, 1, 10**9])
+def test_top_k_0_is_off_as_in_transformers(top_k):
+    check_decoding(DecodingConfig(top_k=top_k), "decoding")
+    with pytest.raises(UserError, match=r"decoding\.top_k is -1, it must not be negative; 0 is all tokens"):
+        check_decoding(DecodingConfig(top_k=-1), "decoding")
+
+
+def test_a_name_may_hold_what_is_no_formula():
+    assert check(dataclasses.replace(VALID, data=DataConfig(domains=(DomainConfig(r"$\frac{$", "a.json"),))))
 
 
 def test_json_without_a_field_takes_its_default():

@@ -22,9 +22,10 @@ FLOORS = (
     ("model",),
     ("adapters", "cli"),
     ("parallel", "config_check", "synthetic", "tokenizer", "workdir"),
-    ("files", "config_json", "image_spec"),
-    ("config", "parameters", "compat"),
-    ("errors", "clip"),
+    ("files", "config_json", "image_spec", "parameters"),
+    ("config", "compat"),
+    ("errors",),
+    ("terminal", "clip"),
 )
 """The rooms (folders, or files on top of the package), the highest first. A room imports from lower floors alone."""
 

@@ -6,10 +6,13 @@ import argparse
 import sys
 
 from mole_jax import cli
-from mole_jax.data import check
+from mole_jax.data import check, left_out
+from mole_jax.data.load import Source, check_room
+from mole_jax.data.mixture import shard_count
 from mole_jax.errors import run_door
+from mole_jax.terminal import block, escaped, warning
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.weights.open import open_base, tokenizer_path
+from mole_jax.weights.open import check_vocabulary, open_base, tokenizer_path
 
 
 def main() -> None:
@@ -20,15 +23,25 @@ def main() -> None:
         extra=_add_flags,
     )
     source = open_base(config.model, config.seed)
+    image = source.architecture.image
+    tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
+    # What training would refuse before it reads a record is told here too.
+    check_vocabulary(tokenizer, source.architecture.decoder.vocab)
+    check_room(config.data, image, positions=source.architecture.decoder.max_position)
+    shard_count(config.data, config.train.batch_rows)
+    for task in config.evaluation.tasks:
+        Source.open(task.name, task.path, task.image_root)
     loader = check.open_loader(
         config.data,
-        Tokenizer.load(tokenizer_path(config.model, source)),
-        source.architecture.image,
+        tokenizer,
+        image,
     )
     for text in check.preview(config.data, loader, arguments.preview, seed=config.seed):
-        print(text, end="\n\n")
+        print(block(text), end="\n\n")
     inspection = check.inspect(config.data, loader)
-    print(inspection)
+    for line, notable in inspection.lines():
+        print(warning(escaped(line), sys.stdout) if notable else escaped(line))
+    left_out.check((domain.left_out for domain in inspection.domains), config.data.most_skipped)
     if inspection.stops:
         sys.exit(2)
 

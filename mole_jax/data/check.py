@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mole_jax.config import DataConfig
 from mole_jax.data import mixing
-from mole_jax.data.load import TOO_LONG, TOO_MANY_IMAGES, Layout, Loaded, Loader, RecordProblem, Source
+from mole_jax.data.colour import REMARKS
+from mole_jax.data.left_out import LeftOut
+from mole_jax.data.load import TOO_LARGE, Layout, Loaded, Loader, RecordProblem, Source
 from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
@@ -31,6 +34,16 @@ class DomainCounts:
     """Tokens of the longest usable record."""
     share: float
     """Share of the draws under data.mix."""
+    remarks: Mapping[str, int]
+    """Images by what a user should know of them (`mole_jax.data.colour.REMARKS`)."""
+    skipped: Mapping[str, int]
+    """Records that training leaves out, by reason."""
+    stopping: int
+    """Records at which training stops."""
+
+    @property
+    def left_out(self) -> LeftOut:
+        return LeftOut(self.name, self.records, self.records, self.skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +56,14 @@ class Inspection:
     """In the order of domains and records; each names file, record and field."""
     stops: bool
     """Training on this would stop with an error, or has nothing left of some domain."""
+    skipped_per_epoch: float
+    """Of the examples of an epoch, those of records that are left out."""
 
     def __str__(self) -> str:
+        return "\n".join(text for text, _ in self.lines())
+
+    def lines(self) -> list[tuple[str, bool]]:
+        """Returns what there is to say, line by line, and whether a line says that much is left out."""
         header = f"{'domain':<20}{'records':>9}{'usable':>9}{'images':>9}{'tokens':>12}{'supervised':>12}"
         lines = [header + f"{'longest':>9}{'share':>8}"]
         lines += [
@@ -52,15 +71,24 @@ class Inspection:
             f"{d.longest:>9}{d.share:>8.1%}"
             for d in self.domains
         ]
-        lines.append(f"one epoch: {self.examples_per_epoch} examples")
+        left_out = f", about {self.skipped_per_epoch:,.0f} of them of records that are left out"
+        lines.append(f"one epoch: {self.examples_per_epoch} examples{left_out if self.skipped_per_epoch else ''}")
+        notable = {str(domain.left_out) for domain in self.domains if domain.left_out.notable}
         for domain in self.domains:
+            if domain.skipped:
+                lines.append(str(domain.left_out))
+            if domain.stopping:
+                lines.append(f"{domain.name}: training stops at {domain.stopping:,} of {domain.records:,} records")
             if domain.turns_dropped:
                 lines.append(
                     f"{domain.name}: {domain.turns_dropped} records begin with an assistant turn; it is left out"
                 )
+            for remark, text in REMARKS.items():
+                if count := domain.remarks.get(remark):
+                    lines.append(f"{domain.name}: {count} of {domain.images} images {text}")
         lines += [f"{problem.reason}: {problem}" for problem in self.problems]
         lines.append(f"{len(self.problems)} problem(s)" if self.problems else "no problems")
-        return "\n".join(lines)
+        return [(line, line in notable) for line in lines]
 
 
 def open_loader(data: DataConfig, tokenizer: Tokenizer, image: ImageSpec) -> Loader:
@@ -78,27 +106,46 @@ def inspect(data: DataConfig, loader: Loader) -> Inspection:
     counts, problems = [], []
     for i, source in enumerate(loader.sources):
         usable = images = tokens = supervised = longest = dropped = 0
+        remarks, skipped, stopping = collections.Counter(), collections.Counter(), 0
         for index in range(records[i]):
             try:
                 loaded = loader.load(i, index)
             except RecordProblem as problem:
                 problems.append(problem)
+                stops = _stops(data, problem)
+                stopping += stops
+                skipped.update([] if stops else [problem.reason])
                 continue
             usable += 1
             images += len(loaded.images)
+            remarks.update(loader.remarks(i, loaded.example))
             tokens += len(loaded.tokens)
             supervised += int(loaded.supervised.sum())
             longest = max(longest, len(loaded.tokens))
             dropped += len(loaded.example.turns) < len(source.records[index]["conversations"])
         share = shares[i] / sum(shares)
         counts.append(
-            DomainCounts(source.name, records[i], usable, images, dropped, tokens, supervised, longest, share)
+            DomainCounts(
+                name=source.name,
+                records=records[i],
+                usable=usable,
+                images=images,
+                turns_dropped=dropped,
+                tokens=tokens,
+                supervised_tokens=supervised,
+                longest=longest,
+                share=share,
+                remarks=dict(remarks),
+                skipped=dict(skipped),
+                stopping=stopping,
+            )
         )
     return Inspection(
         tuple(counts),
         mixing.epoch_examples(sizes, shares),
         tuple(problems),
-        any(map(lambda problem: _stops(data, problem), problems)) or not all(domain.usable for domain in counts),
+        any(domain.stopping or not domain.usable for domain in counts),
+        sum(size * one.left_out.share for size, one, share in zip(sizes, counts, shares, strict=True) if share),
     )
 
 
@@ -157,5 +204,4 @@ def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 
 
 def _stops(data: DataConfig, problem: RecordProblem) -> bool:
-    too_long = problem.reason in (TOO_LONG, TOO_MANY_IMAGES)
-    return (data.on_too_long if too_long else data.on_bad_record) == "error"
+    return (data.on_too_long if problem.reason in TOO_LARGE else data.on_bad_record) == "error"

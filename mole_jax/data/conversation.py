@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
+from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
 IMAGE = "<image>"
@@ -103,7 +104,7 @@ def encode(example: Example, tokenizer: Tokenizer, prompt: PromptPreset, image: 
     Raises:
       UserError: images and `<image>` do not match, or nothing is supervised. It names the example.
     """
-    name = f"example '{example.domain}/{example.id}'"
+    name = f"example '{example.domain}/{shortened(example.id)}'"
     _check_images(example, name)
     segments = list(_plain(example.turns, name) if prompt.plain else _chat(example.turns, prompt))
     tokens, mask = _tokenise(segments, tokenizer, prompt, image)

@@ -14,9 +14,11 @@ from mole_jax.config import DataConfig, TaskConfig
 from mole_jax.data.batch import Batch, Row, empty_row, single_row, stack
 from mole_jax.data.conversation import Example
 from mole_jax.data.load import Layout, Loader, Source
+from mole_jax.data.records import check_text
 from mole_jax.data.stream import Ledger
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
+from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
 
@@ -90,11 +92,19 @@ class Questions(Sequence):
         several = found if isinstance(found, list | tuple) else ()
         given = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
         texts = tuple(text for text in given if isinstance(text, str))
+
+        def fail(field: str, problem: str) -> UserError:
+            where = f"{records.file}: record {index} (id '{shortened(example.id)}')"
+            return UserError(f"{where}, field {field}: {problem}")
+
         if not texts or len(texts) < len(given):
-            raise UserError(
-                f"{records.file}: record {index} (id '{example.id}'), field answers: expected a list of texts, or of "
-                "objects with an answer, and at least one; fill it in, or leave it out to take the last turn"
+            raise fail(
+                "answers",
+                "expected a list of texts, or of objects with an answer, and at least one; fill it in, or leave it out "
+                "to take the last turn",
             )
+        for text in texts:
+            check_text(text, "answers", fail)
         return texts
 
 

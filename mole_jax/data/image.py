@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import io
 import pathlib
-import struct
-import zlib
+import warnings
 from typing import Literal
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
 from mole_jax.clip import CLIP_MEAN
+from mole_jax.data.colour import remarks, to_rgb
 from mole_jax.errors import UserError
+from mole_jax.files import is_remote
+from mole_jax.terminal import shortened
 
 PAD_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
 # Formats that only decode pixels; EPS, for example, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # A long thin image grows when it is made square; how far beyond `max_pixels` that may go.
 SQUARE_GROWTH = 4
+MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 4096
+"""Of one name in a path and of all of it, on every usual file system."""
 
 
 def load_image(
@@ -33,8 +38,8 @@ def load_image(
     """Reads, decodes and squares an image as LLaVA does.
 
     `pad` fills up to a square with CLIP's mean colour and resizes; `crop` resizes the shortest side and
-    cuts out the centre. Both are bicubic. Grey, palette, CMYK and transparent images become RGB by
-    Pillow's `convert`; EXIF orientation is ignored, because LLaVA ignored it.
+    cuts out the centre. Both are bicubic. Every mode becomes RGB by `mole_jax.data.colour.to_rgb`. EXIF
+    orientation is ignored, because LLaVA ignored it (Pillow applies a TIFF's).
 
     Args:
       image: path relative to `root`, or the content of an image file.
@@ -46,13 +51,15 @@ def load_image(
     Raises:
       UserError: missing, broken or too large image, or a path that leaves `root`.
     """
-    name = f"image '{image}'" if isinstance(image, str) else f"embedded image of {len(image)} bytes"
+    name = _name(image)
     with _open(image, root, name) as opened:
         _check_size(opened.size, name, size, aspect, max_pixels)
         try:
-            rgb = opened.convert("RGB")
+            rgb = to_rgb(opened)
         except MemoryError:
             raise
+        except UserError as error:
+            raise UserError(f"{name} {error}") from None
         except Exception as error:  # decoders raise whatever a broken file makes them trip over
             raise UserError(f"{name} is broken ({_reason(error)}); replace it or take the record out") from None
     square = _pad(rgb, size) if aspect == "pad" else _crop(rgb, size)
@@ -68,41 +75,73 @@ def check_image(
     max_pixels: int,
 ) -> None:
     """Checks what `load_image` checks, except that pixels are not decoded; raises the same `UserError`."""
-    name = f"image '{image}'" if isinstance(image, str) else f"embedded image of {len(image)} bytes"
+    name = _name(image)
     with _open(image, root, name) as opened:
         _check_size(opened.size, name, size, aspect, max_pixels)
+
+
+def image_remarks(image: str | bytes, root: str | pathlib.Path | None) -> list[str]:
+    """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`."""
+    with warnings.catch_warnings(action="ignore"), _open(image, root, _name(image)) as opened:
+        try:
+            return remarks(opened)
+        except Exception:  # such as a broken EXIF block, which decoding the pixels does not need
+            return []
+
+
+def _name(image: str | bytes) -> str:
+    return f"image '{shortened(image)}'" if isinstance(image, str) else f"embedded image of {len(image)} bytes"
 
 
 def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Image.Image:
     source = io.BytesIO(image) if isinstance(image, bytes) else _inside(image, root, name)
     try:
+        if is_remote(root or "") and isinstance(source, epath.Path):
+            source = io.BytesIO(source.read_bytes())
         return Image.open(source, formats=FORMATS)
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist in {root}; check the path or set image_root") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({_reason(error)}); scale it down") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever a broken file makes them trip over
         raise UserError(
             f"{name} cannot be read as one of {', '.join(FORMATS)} ({type(error).__name__}); "
             "replace it or take the record out"
         ) from None
 
 
-def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Path:
+def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Path | epath.Path:
     if root is None:
         raise UserError(f"{name} is a path but no image folder is known; set image_root")
-    folder = pathlib.Path(root).resolve()
     relative = pathlib.PurePath(path)
     if not path or "\0" in path:
         raise UserError(f"{name} is not a path; write one relative to {root}")
-    if relative.is_absolute() or ".." in relative.parts:
+    longest = max((len(part.encode("utf-8", "surrogatepass")) for part in relative.parts), default=0)
+    if path.startswith("data:") or longest > MOST_NAME_BYTES or len(path) > MOST_PATH_BYTES:
+        raise UserError(
+            f"{name} is no path, a name in one has at most {MOST_NAME_BYTES} bytes and all of it {MOST_PATH_BYTES}; if "
+            "it is the image itself (base64), write it to a file and give that one's path"
+        )
+    if is_remote(root):
+        # A bucket has no symbolic links, and whether the object is there shows when it is read.
+        if ".." in relative.parts or relative.is_absolute() or is_remote(path):
+            raise UserError(f"{name} leaves its folder {root}; write it relative to that folder, without '..'")
+        return epath.Path(root) / path
+    folder = pathlib.Path(root).resolve()
+    # An absolute path that stays inside its folder is as good as a relative one.
+    inside = not relative.is_absolute() or any(map(relative.is_relative_to, (folder, pathlib.Path(root).absolute())))
+    if ".." in relative.parts or not inside:
         raise UserError(f"{name} leaves its folder {root}; write it relative to that folder, without '..'")
     try:
         file = (folder / relative).resolve()
-    except (OSError, RuntimeError) as error:
+        if not file.is_relative_to(folder):
+            raise UserError(f"{name} leaves its folder {root} through a symbolic link; copy it there or set image_root")
+        if not file.is_file():
+            raise UserError(f"{name} does not exist in {root}; check the path or set image_root")
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{name} cannot be followed in {root} ({_reason(error)}); replace it") from None
-    if not file.is_relative_to(folder):
-        raise UserError(f"{name} leaves its folder {root} through a symbolic link; copy it there or set image_root")
-    if not file.is_file():
-        raise UserError(f"{name} does not exist in {root}; check the path or set image_root")
     return file
 
 
@@ -143,4 +182,4 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return shortened(next(iter(str(error).splitlines()), type(error).__name__))

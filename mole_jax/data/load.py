@@ -10,15 +10,17 @@ from jaxtyping import Int, UInt8
 
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data.conversation import PROMPTS, Example, PromptPreset, encode, encode_prompt
-from mole_jax.data.image import check_image, load_image
+from mole_jax.data.image import check_image, image_remarks, load_image
 from mole_jax.data.records import Records, image_root, parse_record, read_records
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
+from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
 BAD_RECORD, BAD_IMAGE = "bad record", "bad image"
 TOO_LONG, TOO_MANY_IMAGES = "too long", "too many images"
-REASONS = (BAD_RECORD, BAD_IMAGE, TOO_LONG, TOO_MANY_IMAGES)
+TOO_LARGE = (TOO_LONG, TOO_MANY_IMAGES)
+REASONS = (BAD_RECORD, BAD_IMAGE, *TOO_LARGE)
 
 
 class RecordProblem(UserError):
@@ -50,6 +52,20 @@ class Layout:
             image,
             data.image_aspect,
             data.max_image_pixels,
+        )
+
+
+def check_room(data: DataConfig, image: ImageSpec, *, positions: int | None = None) -> None:
+    """Raises `UserError` if a row of `data` cannot hold an image, or has more positions than the model."""
+    if image.span >= data.sequence_length:
+        raise UserError(
+            f"config: data.sequence_length {data.sequence_length} has no place for an image of {image.span} positions "
+            "and text; raise it"
+        )
+    if positions is not None and data.sequence_length > positions:
+        raise UserError(
+            f"config: data.sequence_length {data.sequence_length} is over the {positions} positions that the base was "
+            "made for; lower it"
         )
 
 
@@ -163,6 +179,11 @@ class Loader:
             raise self._problem(BAD_IMAGE, f"{where}, field image: {error}", example) from None
         return np.stack(loaded) if loaded else np.zeros((0, size, size, 3), np.uint8)
 
+    def remarks(self, domain: int, example: Example) -> list[str]:
+        """Returns what a user should know of the images of a usable record (`mole_jax.data.colour.REMARKS`)."""
+        root = self.sources[domain].image_root
+        return [remark for image in example.images for remark in image_remarks(image, root)]
+
     def __call__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Returns record `key` = (domain, index) as the flat element that grain carries.
 
@@ -184,8 +205,8 @@ class Loader:
 
     @staticmethod
     def _where(source: Source, index: int, example: Example) -> str:
-        return f"{source.records.file}: record {index} (id '{example.id}')"
+        return f"{source.records.file}: record {index} (id '{shortened(example.id)}')"
 
     @staticmethod
     def _problem(reason: str, message: str, example: Example) -> RecordProblem:
-        return RecordProblem(reason, message, f"{example.domain}/{example.id}")
+        return RecordProblem(reason, message, f"{example.domain}/{shortened(example.id)}")

@@ -126,6 +126,16 @@ def interleave(index: int, shares: Sequence[int]) -> tuple[int, int]:
     raise AssertionError("some sequence has the last share")
 
 
+def drawn(total: int, shares: Sequence[int]) -> list[int]:
+    """Returns how many of the first `total` elements of the even interleaving come from each sequence."""
+    counts, left, remaining = [], total, sum(shares)
+    for share in shares:
+        others = left * (remaining - share) // remaining if remaining else left
+        counts.append(left - others)
+        left, remaining = others, remaining - share
+    return counts
+
+
 def _seed(seed: int, name: str, purpose: str) -> int:
     # By name, so that another domain beside it does not change a domain's order.
     return zlib.crc32(f"{seed}/{name}/{purpose}".encode())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,9 @@ import numpy as np
 from mole_jax.config import DataConfig
 from mole_jax.data import mixing
 from mole_jax.data.batch import Batch, Row, empty_row, stack
-from mole_jax.data.load import Layout, Loader, Source
+from mole_jax.data.fingerprint import fingerprint
+from mole_jax.data.left_out import ENOUGH, LeftOut, evenly
+from mole_jax.data.load import Layout, Loader, Source, check_room
 from mole_jax.data.packing import Packer, row_of
 from mole_jax.data.stream import Ledger, Reader, Stream
 from mole_jax.errors import UserError
@@ -19,6 +24,9 @@ from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
 STATE_VERSION = 2
+CONTENT = "content"
+SURVEYED, SURVEYORS = 1000, 8
+"""Records that `Mixture.survey` looks at, and its threads: some seconds."""
 MOST_SHARDS = 16
 """Shards without `data.shards`: as many hosts can read without reading more than their share."""
 
@@ -60,6 +68,7 @@ class Mixture:
         skipped_rows = self._own.start * self._rows_each
         self._keep = slice(begin - skipped_rows, end - skipped_rows)
         self._records = [len(source.records) for source in loader.sources]
+        self._usable = [min(n, domain.cap or n) for n, domain in zip(self._records, data.domains, strict=True)]
         self._sizes = mixing.domain_sizes(data, self._records)
         self._shares = mixing.proportions(data, self._sizes)
         self._total = None if epochs is None else round(epochs * self.examples_per_epoch)
@@ -98,11 +107,7 @@ class Mixture:
         Raises:
           UserError: a domain cannot be opened, no image fits into a row, or `data.shards` does not divide the rows.
         """
-        if image.span >= data.sequence_length:
-            raise UserError(
-                f"config: data.sequence_length {data.sequence_length} has no place for an image of {image.span} "
-                "positions and text; raise it"
-            )
+        check_room(data, image)
         sources = tuple(Source.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
         layout = Layout.of(data, image)
         loader = Loader(sources, tokenizer, layout)
@@ -112,6 +117,11 @@ class Mixture:
     def examples_per_epoch(self) -> int:
         """Draws in one epoch, over all shards: sum of round(capped records * repeat) over drawn domains."""
         return mixing.epoch_examples(self._sizes, self._shares)
+
+    @functools.cached_property
+    def content(self) -> dict[str, dict[str, str]]:
+        """Hashes of each domain's records and images (`mole_jax.data.fingerprint`); looks at all images once."""
+        return {source.name: fingerprint(source) for source in self._loader.sources}
 
     @property
     def loader(self) -> Loader:
@@ -165,13 +175,16 @@ class Mixture:
             "skipped": self._ledger.get_state(),
         }
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, Any]) -> str | None:
         """Goes to a place that `get_state` or `merged` gave: the batches from there on are the same, bit for bit.
 
         The parts may be others than those that the state comes from.
 
+        Returns:
+          What to say of a state of an older version, which does not name the content of its data; otherwise None.
+
         Raises:
-          UserError: the state is of another mixture; the message names what differs.
+          UserError: the state is of another mixture, or its data have changed; the message names what differs.
         """
         if state.get("version") != STATE_VERSION:
             raise UserError(
@@ -180,7 +193,9 @@ class Mixture:
             )
         saved = state["mixture"]
         for field, value in self._identity().items():
-            if saved.get(field) != value:
+            if field == CONTENT:
+                _check_content(saved.get(field) or value, value)
+            elif saved.get(field) != value:
                 raise UserError(
                     f"data state: {field} was {saved.get(field)} in the checkpoint and is {value} now, so the order "
                     "cannot be continued; restore the setting or start a new run"
@@ -191,6 +206,9 @@ class Mixture:
             stream.set_state(place)
             self._counts[shard] = {name: np.array(n, np.int64) for name, n in place["counts"].items()}
         self._reader.seek({shard: state["shards"][str(shard)]["taken"] for shard in self._own})
+        if CONTENT in saved:
+            return None
+        return "an older version has not written down the content of its data; whether they changed is not known"
 
     def count_batches(self) -> int:
         """Returns the exact number of batches that `epochs` make, as far as the shards of this part go.
@@ -214,22 +232,47 @@ class Mixture:
         reader.close()
         return max(-(-number // self._rows_each) for number in rows.values())
 
+    def survey(self) -> list[LeftOut]:
+        """Returns what will be left out of each domain that is drawn, from a look at records spread over it evenly.
+
+        Looks at `SURVEYED` in all, at least `ENOUGH` of each domain, and at their pixels too. What stops the training
+        where it is drawn is not counted.
+        """
+        found, most = [], max(ENOUGH, SURVEYED // len(self._records))
+        for i, domain in enumerate(self._data.domains):
+            if not self._shares[i]:
+                continue
+            chosen = mixing.chosen_records(domain, self._records[i], self._seed)
+            keys = [(i, chosen[number]) for number in evenly(len(chosen), most)]
+            with ThreadPoolExecutor(SURVEYORS) as pool:
+                whys = [why for why in pool.map(self._why_unusable, keys) if self._ledger.skips(why)]
+            found.append(LeftOut(domain.name, len(chosen), len(keys), dict(collections.Counter(whys))))
+        return found
+
+    def _why_unusable(self, key: tuple[int, int]) -> str:
+        return self._loader(key)["reason"]
+
     def report(self, state: dict[str, Any]) -> dict[str, Any]:
         """Returns what was handed out up to a `state` of this mixture.
 
         `fill_rate` is the share of positions that are not padding, in rows that are not empty. For each domain:
-        `records` in its file, `share_expected` and `share_of_examples`, `share_of_tokens` really drawn, `examples`,
-        `tokens` (image positions too), `supervised_tokens`, and `skipped` records by reason.
+        `records` in its file, `usable` after the cap, `read` of them so far, `share_expected` and `share_of_examples`,
+        `share_of_tokens` really drawn, `examples`, `tokens` (image positions too), `supervised_tokens`, and `skipped`
+        records by reason.
         """
         shards = [shard["counts"] for shard in state["shards"].values()]
         examples, of_tokens, supervised = (
             np.sum([counts[name] for counts in shards], axis=0) for name in ("examples", "tokens", "supervised")
         )
         tokens, domains = int(of_tokens.sum()), {}
+        drawn = mixing.drawn(sum(shard["taken"] for shard in state["shards"].values()), self._shares)
         for i, domain in enumerate(self._data.domains):
             reasons = [reason for number, _, reason, _ in state["skipped"] if number == i]
             domains[domain.name] = {
                 "records": self._records[i],
+                "usable": self._usable[i],
+                # A pass has every record once. Shards may differ by a few draws, so this is exact only from then on.
+                "read": min(self._usable[i], max(drawn[i], len(reasons))),
                 "examples": int(examples[i]),
                 "tokens": int(of_tokens[i]),
                 "supervised_tokens": int(supervised[i]),
@@ -267,9 +310,8 @@ class Mixture:
         return reader, streams
 
     def _new_ledger(self) -> Ledger:
-        usable = [min(n, domain.cap or n) for n, domain in zip(self._records, self._data.domains, strict=True)]
         names = [domain.name for domain in self._data.domains]
-        return Ledger(self._data.on_bad_record, self._data.on_too_long, tuple(zip(names, usable, strict=True)))
+        return Ledger(self._data.on_bad_record, self._data.on_too_long, tuple(zip(names, self._usable, strict=True)))
 
     def _identity(self) -> dict[str, Any]:
         """What the order of the rows depends on."""
@@ -288,6 +330,7 @@ class Mixture:
             "image_span": layout.image.span,
             "shards": self._shards,
             "examples": self._total,
+            CONTENT: self.content,
         }
 
     def _count(self, shard: int, batch: Batch, rows: slice) -> None:
@@ -300,6 +343,17 @@ class Mixture:
             ("supervised", batch.loss_mask[rows] > 0),
         ):
             counts[name] += np.bincount(domains[where], minlength=len(self._records))
+
+
+def _check_content(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> None:
+    """Raises `UserError` for the first domain whose records or images are others than in the checkpoint."""
+    for name, content in now.items():
+        for part, digest in content.items():
+            if before[name][part] != digest:
+                raise UserError(
+                    f"data state: the {part} of domain {name} have changed since the checkpoint (hash "
+                    f"{before[name][part]} then, {digest} now); put them back, or start a new run in another --workdir"
+                )
 
 
 def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

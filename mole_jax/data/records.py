@@ -1,73 +1,21 @@
-"""Random access to raw records on disk, and their checked reading as `Example`.
-
-A JSON or JSONL file is read through once to note where each record lies; after that a record is read
-from disk when it is asked for. So a worker process gets byte offsets, not a gigabyte of records.
-"""
+"""The raw records of a domain, and their checked reading as `Example`."""
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
+from etils import epath
 
 from mole_jax.config import DomainConfig
 from mole_jax.data.conversation import IMAGE, Example, Turn, image_count
+from mole_jax.data.json_file import FileRecords, kind
 from mole_jax.data.tfds_records import TFDS, TfdsRecords
 from mole_jax.errors import UserError, nearest
+from mole_jax.terminal import shortened
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-
-
-class FileRecords(Sequence):
-    """The records of a LLaVA JSON or JSONL file, by index, read lazily; can be pickled.
-
-    `records[i]` is the decoded JSON value. It raises `UserError` where the record is not JSON, which
-    for a JSONL file is found only then.
-    """
-
-    def __init__(self, path: str | pathlib.Path):
-        """Reads the file through once; raises `UserError` if it is missing, empty or no list of records."""
-        self.path = pathlib.Path(path)
-        self.file = str(path)
-        """Name of the file, for messages."""
-        if not self.path.is_file():
-            raise UserError(f"{self.file}: no such file; check the domain's path")
-        text = _read_text(self.path)
-        start = text.lstrip()[:1]
-        if not start:
-            raise UserError(f"{self.file}: the file is empty; expected a JSON list or one JSON object a line")
-        self._spans = _array_spans(text, self.file) if start == "[" else _line_spans(text)
-        self._size = self.path.stat().st_size
-        if len(self._spans) == 0:
-            raise UserError(f"{self.file}: the list has no records; give a file with some")
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def __getitem__(self, index: int) -> Any:
-        start, end = (int(value) for value in self._spans[index])
-        try:
-            # Opened every time: cheap beside decoding, and safe with threads and in worker processes.
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                changed = os.fstat(handle).st_size != self._size
-                content = os.pread(handle, end - start, start)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise UserError(f"{self.file}: cannot be read any more ({error.strerror}); put it back") from None
-        if changed:
-            raise UserError(f"{self.file}: the file has changed since it was opened; start again")
-        try:
-            return json.loads(content)
-        except ValueError as error:
-            raise UserError(f"{self.file}: record {index} is not JSON ({error}); correct that line") from None
 
 
 Records = FileRecords | TfdsRecords
@@ -89,14 +37,14 @@ def image_root(path: str, root: str | None) -> str | None:
     """Returns the folder of a file's images: `root`, or the folder of `path` where that is a file."""
     if root is not None:
         return root
-    return None if path.startswith(TFDS) else str(pathlib.Path(path).parent)
+    return None if path.startswith(TFDS) else str(epath.Path(path).parent)
 
 
 def parse_record(raw: Any, *, file: str, index: int, domain: str) -> Example:
     """Checks a raw LLaVA record and returns it as an `Example`.
 
     `image` may be missing, a path, or a list of paths. A leading turn of the assistant is left out, as
-    LLaVA does. Without `id` the index is the id.
+    LLaVA does. Without `id`, or where it is null, the index is the id.
 
     Args:
       raw: the decoded record.
@@ -113,16 +61,20 @@ def parse_record(raw: Any, *, file: str, index: int, domain: str) -> Example:
         return UserError(f"{where}, field {field}: {problem}")
 
     if not isinstance(raw, Mapping):
-        raise UserError(f"{where}: expected an object with id, image and conversations, found {_kind(raw)}")
-    identity = raw.get("id", index)
-    if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise fail("id", f"expected text or a number, found {_kind(identity)}")
-    where += f" (id '{identity}')"
+        raise UserError(f"{where}: expected an object with id, image and conversations, found {kind(raw)}")
+    identity = raw.get("id")
+    if identity is None or (isinstance(identity, float) and math.isnan(identity)):
+        identity = index  # pandas writes null or NaN for an id that is not there
+    if isinstance(identity, bool) or not isinstance(identity, str | int | float):
+        raise fail("id", f"expected text or a number, found {kind(identity)}")
+    identity = str(identity)
+    check_text(identity, "id", fail)
+    where += f" (id '{shortened(identity)}')"
     if "conversations" not in raw:
-        raise fail("conversations", f"missing{nearest('conversations', map(str, raw)) or '; add the list of turns'}")
+        raise fail("conversations", f"missing; {_remedy(raw)}")
     conversations = raw["conversations"]
     if not isinstance(conversations, list):
-        raise fail("conversations", f"expected a list of turns, found {_kind(conversations)}")
+        raise fail("conversations", f"expected a list of turns, found {kind(conversations)}")
     turns = [_turn(turn, f"conversations[{i}]", fail) for i, turn in enumerate(conversations)]
     first = 1 if turns and turns[0].role == "assistant" else 0
     for i, turn in enumerate(turns[first:], start=first):
@@ -146,20 +98,41 @@ def parse_record(raw: Any, *, file: str, index: int, domain: str) -> Example:
         )
     if any(IMAGE in turn.text for turn in turns[first:] if turn.role == "assistant"):
         raise fail("conversations", f"{IMAGE} stands in an answer; move it into the human turn before")
-    return Example(str(identity), domain, tuple(turns[first:]), images)
+    return Example(identity, domain, tuple(turns[first:]), images)
+
+
+def check_text(text: str, field: str, fail) -> None:
+    """Raises ``fail(field, problem)`` where `text` holds half of a surrogate pair, which no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"character {error.start} is the lone surrogate \\u{ord(text[error.start]):04x}, half a character"
+        raise fail(field, f"{problem}; replace it or take the record out") from None
+
+
+def _remedy(raw: Mapping[str, Any]) -> str:
+    """Returns what to do about a record without conversations."""
+    if "messages" in raw:
+        return "rename messages to conversations, and role and content in it to from and value"
+    # Only of names that are nearly right: any other would be a guess.
+    found = [name for name in map(str, raw) if nearest(name, ["conversations"], cutoff=0.8)]
+    return f"rename '{shortened(found[0])}' to conversations" if found else "add the list of turns"
 
 
 def _turn(turn: Any, field: str, fail) -> Turn:
     if not isinstance(turn, Mapping):
-        raise fail(field, f"expected an object with from and value, found {_kind(turn)}")
+        raise fail(field, f"expected an object with from and value, found {kind(turn)}")
     for key in ("from", "value"):
         if key not in turn:
-            raise fail(f"{field}.{key}", "missing; a turn is an object with from and value")
+            other = {"from": "role", "value": "content"}[key]
+            remedy = f"rename {other} to {key}" if other in turn else "a turn is an object with from and value"
+            raise fail(f"{field}.{key}", f"missing; {remedy}")
         if not isinstance(turn[key], str):
-            raise fail(f"{field}.{key}", f"expected text, found {_kind(turn[key])}")
+            raise fail(f"{field}.{key}", f"expected text, found {kind(turn[key])}")
     if turn["from"] not in ROLES:
         hint = nearest(turn["from"], ROLES) or f", expected one of {', '.join(ROLES)}"
-        raise fail(f"{field}.from", f"unknown role '{turn['from']}'{hint}")
+        raise fail(f"{field}.from", f"unknown role '{shortened(turn['from'])}'{hint}")
+    check_text(turn["value"], f"{field}.value", fail)
     return Turn(ROLES[turn["from"]], turn["value"])  # type: ignore[arg-type]
 
 
@@ -172,66 +145,9 @@ def _images(image: Any, fail) -> tuple[str | bytes, ...]:
     for i, one in enumerate(several):
         field = f"image[{i}]" if isinstance(image, list | tuple) else "image"
         if not isinstance(one, str | bytes):
-            raise fail(field, f"expected a path, found {_kind(one)}")
+            raise fail(field, f"expected a path, found {kind(one)}")
         if not one:
             raise fail(field, "the path is empty; leave the field out for a record without image")
+        if isinstance(one, str):
+            check_text(one, field, fail)
     return tuple(several)
-
-
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        # Universal newlines would shift the byte offsets, so the bytes are decoded as they are.
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-
-
-def _array_spans(text: str, file: str) -> Int[np.ndarray, "N 2"]:
-    """Returns the (start, end) bytes of each element of a JSON array."""
-    decoder = json.JSONDecoder()
-    white: Any = re.compile(r"[ \t\n\r]*").match
-    spans: list[tuple[int, int]] = []
-    position, byte = 0, 0
-
-    def advance(to: int) -> int:
-        nonlocal position, byte
-        byte += len(text[position:to].encode())
-        position = to
-        return byte
-
-    try:
-        cursor = white(text, text.index("[") + 1).end()
-        while text[cursor : cursor + 1] != "]":
-            if spans:
-                if text[cursor : cursor + 1] != ",":
-                    raise json.JSONDecodeError("expected ',' or ']'", text, cursor)
-                cursor = white(text, cursor + 1).end()
-            start = advance(cursor)
-            _, cursor = decoder.raw_decode(text, cursor)
-            spans.append((start, advance(cursor)))
-            cursor = white(text, cursor).end()
-        if text[white(text, cursor + 1).end() :]:
-            raise json.JSONDecodeError("more text after the list", text, cursor + 1)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: after record {len(spans) - 1}: not JSON ({error}); correct the file") from None
-    return np.asarray(spans, np.int64).reshape(-1, 2)
-
-
-def _line_spans(text: str) -> Int[np.ndarray, "N 2"]:
-    """Returns the (start, end) bytes of each line that is not blank."""
-    spans: list[tuple[int, int]] = []
-    byte = 0
-    for line in text.split("\n"):
-        size = len(line.encode())
-        if line.strip():
-            spans.append((byte, byte + size))
-        byte += size + 1
-    return np.asarray(spans, np.int64).reshape(-1, 2)
-
-
-def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "a truth value"}.get(
-        type(value), f"a {type(value).__name__}"
-    )

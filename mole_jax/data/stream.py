@@ -13,7 +13,7 @@ from typing import Any
 
 import grain
 
-from mole_jax.data.load import REASONS, TOO_LONG, TOO_MANY_IMAGES
+from mole_jax.data.load import REASONS, TOO_LARGE
 from mole_jax.data.mixing import deal
 from mole_jax.data.packing import OpenRow, Packer
 from mole_jax.errors import UserError
@@ -42,6 +42,10 @@ class Ledger:
     def __post_init__(self) -> None:
         self._skipped = collections.Counter(domain for domain, _ in self.entries)
 
+    def skips(self, reason: str) -> bool:
+        """Returns whether a record with this problem is skipped; False without a problem."""
+        return bool(reason) and (self.on_too_long if reason in TOO_LARGE else self.on_bad) == "skip"
+
     def accept(self, element: dict[str, Any]) -> bool:
         """Returns whether the element is usable; enters it if not.
 
@@ -50,9 +54,8 @@ class Ledger:
         """
         if not element["reason"]:
             return True
-        too_long = element["reason"] in (TOO_LONG, TOO_MANY_IMAGES)
-        field, policy = ("on_too_long", self.on_too_long) if too_long else ("on_bad_record", self.on_bad)
-        if policy == "error":
+        if not self.skips(element["reason"]):
+            field = "on_too_long" if element["reason"] in TOO_LARGE else "on_bad_record"
             raise UserError(f"{element['message']} (or set data.{field} to skip)")
         domain = element["domain"]
         if (key := (domain, element["record"])) not in self.entries:

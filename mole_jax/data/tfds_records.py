@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mole_jax.data.json_file import decode
 from mole_jax.errors import UserError
 
 TFDS = "tfds:"
@@ -31,6 +33,8 @@ class TfdsRecords(Sequence):
         self._name, self._split = parts
         self.folder = os.environ.get("TFDS_DATA_DIR")
         self._source: Any = None
+        self.sha256 = ""
+        """Hash of the set's description, and of the names and sizes of its files."""
         self._size = len(self._open())
         if not self._size:
             raise UserError(f"{name}: the split has no records; prepare it again")
@@ -48,6 +52,7 @@ class TfdsRecords(Sequence):
                     if isinstance(feature, tfds.features.Image)
                 }
                 self._source = builder.as_data_source(split=self._split, decoders=encoded or None)
+                self.sha256 = self.sha256 or _hash_of(pathlib.Path(builder.data_path))
             except Exception as error:  # of many types, by what is missing
                 raise UserError(
                     f"{self.file}: cannot be opened in {self.folder or 'the default folder'} "
@@ -67,7 +72,7 @@ class TfdsRecords(Sequence):
             record["conversations"] = [dict(zip(columns, row, strict=True)) for row in rows]
         elif isinstance(conversations, str):
             try:
-                record["conversations"] = json.loads(conversations)
+                record["conversations"] = decode(conversations)
             except ValueError as error:
                 raise UserError(
                     f"{self.file}: record {index}, field conversations: not JSON ({error}); prepare the set again"
@@ -79,6 +84,15 @@ class TfdsRecords(Sequence):
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_source": None}
+
+
+def _hash_of(folder: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        digest.update(f"{file.name}\0{file.stat().st_size}\n".encode())
+        if file.suffix == ".json":
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 PALETTE = ("#2a6fbb", "#e07b39", "#3a9d5d", "#8e5bb5", "#c23b4e", "#7a6a58", "#d4a017", "#4aa8b5")
@@ -142,6 +145,10 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _png(figure: Figure) -> bytes:
+    # A domain's name may hold dollars, which do not make it a formula.
+    for text in figure.findobj(Text):
+        typing.cast(Text, text).set_parse_math(False)
     data = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(data, dpi=130, format="png", metadata={"Software": None})
+    with matplotlib.rc_context({"text.parse_math": False}):  # of labels that are only made when it is drawn
+        FigureCanvasAgg(figure).print_figure(data, dpi=130, format="png", metadata={"Software": None})
     return data.getvalue()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mole_jax.data.left_out import of_report
 from mole_jax.errors import UserError
 from mole_jax.evaluation import plots
 from mole_jax.evaluation.tables import ABSENT, SUM, Rows, aligned, number, score, scored
@@ -131,7 +132,8 @@ def _page(run: RunFiles, pictures: Mapping[str, bytes], absent: Sequence[str]) -
     section("Training", picture("losses"), _speed(run))
     section("Experts", picture("experts"))
     section("Trainable parameters", _value_table(run.trainable))
-    section("Data", _value_table(run.data_report))
+    left_out = [str(one) for one in of_report(run.data_report) if one.reasons]
+    section("Data", *(f"<p>{html.escape(line)}</p>" for line in left_out), _value_table(run.data_report))
     section("Configuration", _value_table(run.config))
     section("Left out", *(f"<p>{html.escape(line)}</p>" for line in absent))
     return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -14,12 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mole_jax.config import Config, TaskConfig
-from mole_jax.data.held_out import HeldOut
 from mole_jax.errors import UserError
 from mole_jax.evaluation.checkpoint import Placed, place_checkpoint
 from mole_jax.evaluation.routing_report import RESULT, write_routing
 from mole_jax.evaluation.routing_statistics import Routed
-from mole_jax.evaluation.runner import no_example, open_held_out
+from mole_jax.evaluation.runner import no_example, open_held_out, skipped_records
 from mole_jax.model.llava import Llava
 from mole_jax.model.loss import token_losses
 from mole_jax.model.objective import Arrays, hints
@@ -187,12 +185,4 @@ def _task(placed: Placed, task: TaskConfig, run: Any, kept: list) -> tuple[Sums,
             whole = first if whole is None else jax.tree.map(np.add, whole, first)
     if whole is None or not whole.answer_tokens:
         raise no_example(task, placed.config.data)
-    return whole, losses.tolist(), _skipped(batches)
-
-
-def _skipped(batches: HeldOut) -> dict[str, int]:
-    """Returns how many records were skipped, by reason; on the first process of those of all."""
-    counted = collections.Counter()
-    for part in hosts.gathered("skipped", {why: len(records) for why, records in batches.skipped.items()}) or ():
-        counted.update(part)
-    return dict(counted)
+    return whole, losses.tolist(), skipped_records(batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
 from mole_jax.serving.sampler import Prompt, Sampler, ending
+from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
 READERS = 8
@@ -106,12 +108,17 @@ class Evaluator:
         return result
 
     def held_out(self, task: TaskConfig, params: Tree, frozen: Tree) -> tuple[dict[str, Any], np.ndarray]:
-        """Returns what the model says of the known answers, and the tokens sent to each expert (L, E)."""
+        """Returns what the model says of the known answers, and the tokens sent to each expert (L, E).
+
+        On the first process with ``skipped``, records by reason, where some were left out.
+        """
         batches, added = open_held_out(task, self.config, self.arch, self.tokenizer, self.mesh), []
         with jax.set_mesh(self.mesh):
             for batch in batches:
                 added.append(jax.device_get(self.step(params, frozen, put_batch(batch.arrays(), self.mesh))))
-        return held_out_result(task, self.config.data, added)
+        skipped = skipped_records(batches)
+        found, use = held_out_result(task, self.config.data, added)
+        return found | ({"skipped": skipped} if skipped else {}), use
 
     def questions(self, task: TaskConfig) -> Questions:
         """Opens the questions of a task.
@@ -125,7 +132,7 @@ class Evaluator:
             try:
                 check_references(task.metric, one.references)
             except UserError as error:
-                raise UserError(f"{task.path}: record {number} (id '{one.id}'): {error}") from None
+                raise UserError(f"{task.path}: record {number} (id '{shortened(one.id)}'): {error}") from None
         return asked
 
     def answer(self, task: TaskConfig, asked: Questions, answers: Answers, params: Tree, frozen: Tree) -> None:
@@ -147,9 +154,9 @@ class Evaluator:
             for number, one in batch:
                 if len(one.tokens) + most > room:
                     raise UserError(
-                        f"{task.path}: record {number} (id '{one.id}'): the question has {len(one.tokens)} tokens and "
-                        f"the answer may have {most}, the model has room for {room} together; shorten it or lower "
-                        f"decoding.max_new_tokens of task {task.name}"
+                        f"{task.path}: record {number} (id '{shortened(one.id)}'): the question has {len(one.tokens)} "
+                        f"tokens and the answer may have {most}, the model has room for {room} together; shorten it or "
+                        f"lower decoding.max_new_tokens of task {task.name}"
                     )
             prompts = [Prompt(one.tokens, one.images, number) for number, one in batch]
             answers.add([one.id for _, one in batch], sampler.answers(weights, {}, prompts))
@@ -192,6 +199,14 @@ def open_held_out(
         process_index=index,
         process_count=count,
     )
+
+
+def skipped_records(batches: HeldOut) -> dict[str, int]:
+    """Returns how many records were skipped, by reason; on the first process of those of all."""
+    counted = collections.Counter()
+    for part in hosts.gathered("skipped", {why: len(records) for why, records in batches.skipped.items()}) or ():
+        counted.update(part)
+    return dict(counted)
 
 
 def no_example(task: TaskConfig, data: DataConfig) -> UserError:

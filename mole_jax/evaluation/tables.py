@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mole_jax.terminal import escaped
+
 ABSENT = "-"
 SUM = "ability_sum"
 """The sum of Tiny LVLM-eHub's abilities, as `mole_jax.evaluation.metrics.by_ability` names it."""
@@ -43,7 +45,8 @@ def number(value: float | None, form: str) -> str:
 
 
 def aligned(rows: Rows) -> str:
-    """A plain text table."""
+    """A plain text table; what a cell holds cannot break its line."""
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mole_jax.adapters.build import Adapters
@@ -53,14 +56,18 @@ class ModelSpec:
         """Makes these arrays from the seed, each on its devices; the values do not depend on the mesh."""
         if not abstract:
             return {}
-        shardings = {path: leaf.sharding for path, leaf in abstract.items()}
-        return jax.jit(self.maker(abstract), static_argnums=0, out_shardings=shardings)(seed)
+        leaves = tuple((path, leaf.dtype, leaf.sharding) for path, leaf in abstract.items())
+        return _initialiser(self.arch, self.adapter, leaves)(np.uint32(seed))
 
-    def maker(self, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Callable[[int | jax.Array], dict[str, jax.Array]]:
-        """Returns the function that makes these arrays from a seed."""
 
-        def make(seed: int | jax.Array) -> dict[str, jax.Array]:
-            leaves = declared(Llava(self.arch, Adapters(self.adapter), streams(seed)))
-            return {path: leaves[path][...].astype(leaf.dtype) for path, leaf in abstract.items()}
+@functools.lru_cache(maxsize=16)
+def _initialiser(
+    arch: LlavaArchitecture, adapter: AdapterConfig, leaves: tuple[tuple[str, Any, jax.sharding.Sharding], ...]
+) -> Callable[[np.uint32], dict[str, jax.Array]]:
+    """Returns the program that makes arrays (path, type, place) from a seed, compiled once for all seeds."""
 
-        return make
+    def make(seed: jax.Array) -> dict[str, jax.Array]:
+        made = declared(Llava(arch, Adapters(adapter), streams(seed)))
+        return {path: made[path][...].astype(dtype) for path, dtype, _ in leaves}
+
+    return jax.jit(make, out_shardings={path: place for path, _, place in leaves})

@@ -26,7 +26,7 @@ from mole_jax.planning.cost import Collective, Kernels, cost_of
 from mole_jax.planning.hlo import HloModule
 from mole_jax.planning.topology import compiler_version, devices_of, one_at_a_time
 from mole_jax.training.setup import compiled_step, prepare
-from mole_jax.training.step import StepMaker, TrainState
+from mole_jax.training.step import TrainState, TrainStep
 from mole_jax.weights.open import open_base
 
 HUB_PRESETS = {
@@ -65,7 +65,7 @@ class Step:
 
     spec: ModelSpec
     mesh: jax.sharding.Mesh
-    maker: StepMaker
+    train_step: TrainStep
     state: TrainState
     frozen: Tree
     batch: dict[str, jax.ShapeDtypeStruct]
@@ -120,14 +120,14 @@ def abstract_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Me
     spec = ModelSpec.of(arch, config.adapter)
     leaves = spec.abstract(mesh, config.train.trainable, config.model.frozen_dtype)
     trainable, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
-    maker, state = prepare(config, spec, mesh, trainable, total_steps=config.train.steps or 1000)
+    train_step, state = prepare(config, spec, mesh, trainable, total_steps=config.train.steps or 1000)
     rows, place, side = config.train.batch_rows, batch_sharding(mesh), arch.vision.image_size
     fields = ("tokens", "targets", "loss_mask", "positions", "segment_ids", "domain_ids")
     shape = (rows, config.data.sequence_length)
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=place) for name in fields}
     images = (rows, config.data.images_per_row, side, side, 3)
     batch["images"] = jax.ShapeDtypeStruct(images, np.uint8, sharding=place)
-    return Step(spec=spec, mesh=mesh, maker=maker, state=state, frozen=frozen, batch=batch)
+    return Step(spec=spec, mesh=mesh, train_step=train_step, state=state, frozen=frozen, batch=batch)
 
 
 def with_layers(arch: LlavaArchitecture, layers: int) -> LlavaArchitecture:
@@ -139,7 +139,7 @@ def compile_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Mes
     """Compiles the training step for a topology; for the rest see `facts_of`."""
     step = abstract_step(config, arch, mesh)
     with jax.set_mesh(mesh):
-        lowered = compiled_step(step.maker, step.state, mesh).lower(step.state, step.frozen, step.batch)
+        lowered = compiled_step(step.train_step, step.state, mesh).lower(step.state, step.frozen, step.batch)
     return facts_of(lowered, mesh, arch.decoder.layers, topology, cache)
 
 

@@ -255,7 +255,7 @@ def memory_of(step: Step, facts: Facts, chip: Chip | None) -> Memory:
     arguments = {
         "trainable": device_bytes(step.state.params),
         "frozen": device_bytes(step.frozen),
-        "optimizer": device_bytes(step.state.moments),
+        "optimizer": device_bytes(step.state.opt_state),
         "batch": device_bytes(step.batch),
     }
     rest = facts.temporary if facts.needed is None else max(0, facts.needed - sum(arguments.values()))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from mole_jax.data.conversation import PROMPTS, Turn
 from mole_jax.errors import UserError
 from mole_jax.serving.assistant import Assistant
+from mole_jax.terminal import escaped
 
 HELP = "/new forgets what was said, /image FILE shows another image, /quit (or end of input) leaves"
 
@@ -43,7 +44,7 @@ def chat(assistant: Assistant, images: Sequence[str], lines: Iterable[str], writ
                 asked = [*turns, Turn("user", line)]
                 turns = [*asked, Turn("assistant", _answer(assistant, asked, images, write))]
         except UserError as error:
-            write(f"error: {error}\n")
+            write(f"error: {escaped(str(error))}\n")
         write(f"{preset.user}: ")
     write("\n")
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from mole_jax import config_json
+from mole_jax.data.json_file import decode
+from mole_jax.data.records import check_text
 from mole_jax.errors import UserError, nearest
+from mole_jax.files import explained
 from mole_jax.serving.assistant import Assistant
 from mole_jax.serving.sampler import Prompt
+from mole_jax.terminal import shortened
 
 FIELDS = {"question_id": ("question_id", "id"), "text": ("text", "question"), "image": ("image",)}
 """Fields of a question, each with the names that it may have. `image` is a path, a list of paths or not there."""
@@ -22,7 +29,7 @@ FIELDS = {"question_id": ("question_id", "id"), "text": ("text", "question"), "i
 class Question:
     """One line of a file of questions."""
 
-    id: str | int
+    id: str | int | float
     text: str
     images: tuple[str, ...]
     number: int
@@ -61,14 +68,13 @@ def answer_file(
         on_bad: stop at a question that cannot be asked, or leave it out and report it.
 
     Raises:
-        UserError: a file cannot be read, `output` holds answers made otherwise, or a question is bad. What was
-            answered until then is in `output`.
+        UserError: a file cannot be read or written, `output` holds answers made otherwise or belongs to another
+            process, or a question is bad. What was answered until then is in `output`.
     """
     processor, outcome = assistant.processor, Outcome()
     decoding = config_json.to_json(assistant.sampler.decoding)
     made = {"prompt": processor.prompt, "image_aspect": processor.image_aspect, "decoding": decoding}
     common = {"model_id": model_id, "metadata": made}
-    before = _answered(output, common)
     root = questions.parent if image_root is None else image_root
 
     def prompts() -> Iterator[tuple[Question, Prompt]]:
@@ -76,7 +82,9 @@ def answer_file(
             try:
                 question = _question(line, where)
                 if json.dumps(question.id) in seen:
-                    raise UserError(f"question_id {question.id!r} stands on an earlier line too; make them different")
+                    raise UserError(
+                        f"question_id {shortened(repr(question.id))} stands on an earlier line too; make them different"
+                    )
                 seen.add(json.dumps(question.id))
                 if json.dumps(question.id) in before:
                     outcome.before += 1
@@ -91,15 +99,45 @@ def answer_file(
             yield question, dataclasses.replace(prompt, number=question.number)
 
     seen: set[str] = set()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a", encoding="utf-8") as file:
+    with _held(output):
+        before = _answered(output, common)
         for batch in itertools.batched(prompts(), assistant.sampler.batch_size):
+            lines = []
             for (question, _), text in zip(batch, assistant.answers([prompt for _, prompt in batch]), strict=True):
                 answer = {"question_id": question.id, "prompt": question.text, "text": text, **common}
-                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-            file.flush()
+                lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
+            with explained(output), output.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
             outcome.answered += len(batch)
     return outcome
+
+
+@contextmanager
+def _held(output: Path) -> Iterator[None]:
+    """Makes the file and keeps it from a second process, which would answer the same questions."""
+    if output.exists() and not output.is_file():
+        raise UserError(f"{output}: is no file; choose another --output")
+    with explained(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, output)
+        yield
+    finally:
+        os.close(descriptor)  # and with it goes the lock
+
+
+def _lock(descriptor: int, output: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{output}: another process writes its answers there; wait for it or choose another --output"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{output}: its file system cannot lock files ({error.strerror}); choose another --output"
+        ) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -111,7 +149,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows tools write a byte-order mark
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
@@ -120,19 +158,21 @@ def _text(path: Path) -> str:
 
 def _question(line: str, number: int) -> Question:
     try:
-        raw = json.loads(line)
+        raw = decode(line)
     except ValueError as error:
         raise UserError(f"not JSON ({error}); write one object a line") from None
     if not isinstance(raw, Mapping):
         raise UserError("expected an object with question_id, text and image")
     identity, text, image = (_field(raw, name) for name in FIELDS)
-    if isinstance(identity, bool) or not isinstance(identity, str | int):
-        raise UserError(f"field question_id: expected text or a number, got {identity!r}")
+    if isinstance(identity, bool) or not isinstance(identity, str | int | float) or identity != identity:
+        raise UserError(f"field question_id: expected text or a number, got {shortened(repr(identity))}")
     if not isinstance(text, str) or not text.strip():
-        raise UserError(f"field text: expected a question, got {text!r}")
+        raise UserError(f"field text: expected a question, got {shortened(repr(text))}")
     images = [] if image is None else image if isinstance(image, list) else [image]
     if not all(isinstance(one, str) and one for one in images):
-        raise UserError(f"field image: expected a path or a list of paths, got {image!r}")
+        raise UserError(f"field image: expected a path or a list of paths, got {shortened(repr(image))}")
+    for name, found in (("question_id", str(identity)), ("text", text), *(("image", one) for one in images)):
+        check_text(found, name, lambda field, problem: UserError(f"field {field}: {problem}"))
     return Question(identity, text, tuple(images), number)
 
 
@@ -142,7 +182,10 @@ def _field(raw: Mapping[str, Any], name: str) -> Any:
             return raw[known]
     if name == "image":
         return None
-    raise UserError(f"field {name} is missing{nearest(name, map(str, raw)) or '; add it'}")
+    unknown = [one for one in map(str, raw) if not any(one in names for names in FIELDS.values())]
+    found = [one for one in unknown if nearest(one, FIELDS[name], cutoff=0.8)]
+    remedy = f"rename '{shortened(found[0])}' to {name}" if found else "add it"
+    raise UserError(f"field {name} is missing; {remedy}")
 
 
 def _answered(output: Path, common: Mapping[str, Any]) -> set[str]:

@@ -20,6 +20,7 @@ from mole_jax.study import materials
 from mole_jax.study.config import Study
 from mole_jax.study.grid import Arm, Grid, lay_out
 from mole_jax.study.together import SeedsTogether
+from mole_jax.terminal import escaped
 from mole_jax.training.loop import train
 from mole_jax.training.telemetry import read_metrics
 from mole_jax.weights.open import open_base
@@ -100,4 +101,4 @@ def _counted(grid: Grid, configs: Mapping[str, Config]) -> Grid:
 
 def _say(line: str) -> None:
     if hosts.is_first():
-        print(line, file=sys.stderr, flush=True)
+        print(escaped(line), file=sys.stderr, flush=True)

@@ -50,7 +50,7 @@ class KeptLoader(Loader):
         return dict(self.kept[place])
 
 
-class Programs(NamedTuple):
+class SeedPrograms(NamedTuple):
     """What is compiled for runs that differ in data and seed alone."""
 
     step: Any
@@ -97,7 +97,7 @@ class SeedsTogether:
     """Trains seeds of one run together, run after run; keeps the programs and the records that the next may need."""
 
     def __init__(self) -> None:
-        self._programs: dict[Any, Programs] = {}
+        self._programs: dict[Any, SeedPrograms] = {}
         self._loaders: dict[Any, KeptLoader] = {}
 
     def train(self, configs: Sequence[Config], workdirs: Sequence[epath.Path]) -> None:
@@ -123,7 +123,7 @@ class SeedsTogether:
     def _steps(self, lanes: Sequence[Lane], start: int, states: TrainState) -> None:
         """Takes all steps after `start`, as the loop of `mole_jax.training` does, and evaluates."""
         config, total = lanes[0].run.config, lanes[0].run.total_steps
-        every, seeds = config.evaluation.every, jnp.asarray([lane.run.config.seed for lane in lanes])
+        every, seeds = config.evaluation.every, jnp.asarray([lane.run.config.seed for lane in lanes], jnp.uint32)
         step_all = self._programs[_program_key(lanes[0].run)].step
         if start == 0 and config.evaluation.at_start:
             _evaluate(lanes, 0, states)
@@ -198,15 +198,15 @@ class SeedsTogether:
         ]
 
 
-def _compiled(run: Run) -> Programs:
-    over_seeds = jax.vmap(run.maker.train_step, in_axes=(0, None, 0, 0))
+def _compiled(run: Run) -> SeedPrograms:
+    over_seeds = jax.vmap(run.train_step, in_axes=(0, None, 0, 0))
 
     def step(states: TrainState, frozen: Tree, batches: Arrays, seeds: jax.Array) -> tuple[TrainState, list[Any]]:
         states, outputs = over_seeds(states, frozen, batches, seeds)
         # Cut here, where it costs nothing, and not array by array on the host's command.
         return states, [jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(len(seeds))]
 
-    return Programs(jax.jit(step, donate_argnums=0), run.evaluation_step)
+    return SeedPrograms(jax.jit(step, donate_argnums=0), run.evaluation_step)
 
 
 def _program_key(run: Run) -> Any:
@@ -230,11 +230,14 @@ def _resumed(lanes: Sequence[Lane]) -> tuple[int, TrainState]:
     """
     beginnings = [lane.run.mixture.get_state() for lane in lanes]
     found = [resume(lane.run, lane.checkpointer) for lane in lanes]
-    if len({start for start, _ in found}) > 1:
+    if len({start for start, _, _ in found}) > 1:
         for lane, beginning in zip(lanes, beginnings, strict=True):
             lane.run.mixture.set_state(beginning)
-        found = [(0, lane.run.state) for lane in lanes]
-    return found[0][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in found))
+        found = [(0, lane.run.state, None) for lane in lanes]
+    for lane, (_, _, said) in zip(lanes, found, strict=True):
+        for note in filter(None, (lane.run.unchecked, said)):
+            lane.progress.say(note)
+    return found[0][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state, _ in found))
 
 
 def _of_seed(states: TrainState, i: int) -> TrainState:

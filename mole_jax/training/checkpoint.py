@@ -22,6 +22,7 @@ from mole_jax.training.step import TrainState
 from mole_jax.weights.run import CHECKPOINTS, Meta
 
 HELD_OUT_LOSS = "held_out_loss"
+_OPT_STATE = "moments"  # its name in the checkpoints of all versions
 MARGIN_BYTES = 1 << 20
 """Space that must be left beside a checkpoint's arrays: for its own descriptions, and for the run's other files."""
 
@@ -93,7 +94,10 @@ class Checkpointer:
         try:
             found = self.manager.restore(step, args=wanted)
             rest = found["optimizer"]
-            return TrainState(rest["step"], rest["applied"], found["params"], rest["moments"]), found["data"]
+            restored = TrainState(
+                step=rest["step"], applied=rest["applied"], params=found["params"], opt_state=rest[_OPT_STATE]
+            )
+            return restored, found["data"]
         except (jax.errors.JaxRuntimeError, MemoryError):
             raise  # too little memory here says nothing about the file
         except Exception as error:  # what a damaged file leads to is any of a dozen kinds
@@ -165,4 +169,4 @@ class Damaged(Exception):
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "applied": state.applied, "moments": state.moments}
+    return {"step": state.step, "applied": state.applied, _OPT_STATE: state.opt_state}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +15,17 @@ from etils import epath
 
 from mole_jax.adapters import expert_sharding
 from mole_jax.config import Config
+from mole_jax.data import left_out
+from mole_jax.data.left_out import LeftOut
 from mole_jax.data.mixture import merged
 from mole_jax.errors import UserError
 from mole_jax.evaluation import report
 from mole_jax.evaluation.runner import Evaluator, result_file
+from mole_jax.files import read_json, write_json
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
+from mole_jax.terminal import escaped
 from mole_jax.training.checkpoint import Checkpointer, Damaged
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
@@ -50,8 +54,11 @@ def train(config: Config, workdir: epath.Path) -> None:
 def _train(config: Config, workdir: epath.Path) -> None:
     run = set_up(config, workdir)
     checkpointer = Checkpointer(workdir, config.checkpoint)
-    start, state = resume(run, checkpointer)
+    start, state, said = resume(run, checkpointer)
+    notes = [run.unchecked, said]
     progress = Progress(run.total_steps, start, show=hosts.is_first())
+    for note in filter(None, notes):
+        progress.say(note)
     introduce(run, start, progress)
     if start == 0 and config.evaluation.at_start:
         evaluate(run, 0, state, progress, generate=config.evaluation.generate)
@@ -89,10 +96,10 @@ def _train(config: Config, workdir: epath.Path) -> None:
     finish(run, state, progress)
 
 
-def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState]:
-    """Returns the step and the state to start from, and brings the mixture there; (0, the first state) in a new run.
+def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState, str | None]:
+    """Returns the step and the state to start from, and what to say of the data; brings the mixture there.
 
-    A damaged checkpoint is set aside and told of, and the one before it taken.
+    In a new run that is step 0. A damaged checkpoint is set aside and told of, and the one before it taken.
 
     Raises:
         UserError: the base is another one, no checkpoint is whole, or the disk has no room for one.
@@ -102,32 +109,31 @@ def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState]:
         try:
             check_same_base(run, step)
             state, position = checkpointer.restore(step, run.state)
-            go_to(run, position)
+            said = go_to(run, position)
         except Damaged as error:
             hosts.barrier("damaged checkpoint")
             if hosts.is_first():
                 aside = checkpointer.set_aside(step)
-                print(
-                    f"warning: {checkpointer.folder / str(step)} is damaged, now {aside.name}: {error}", file=sys.stderr
-                )
+                line = f"warning: {checkpointer.folder / str(step)} is damaged, now {aside.name}: {escaped(str(error))}"
+                print(line, file=sys.stderr)
             hosts.barrier("checkpoint set aside")
             continue
         checkpointer.prune()
         checkpointer.check_room(state)
-        return step, state
+        return step, state, said
     if steps:
         raise UserError(
             f"{checkpointer.folder}: none of its {len(steps)} checkpoints is whole; they are kept as STEP.damaged; "
             "choose another --workdir to begin anew"
         )
     checkpointer.check_room(run.state)
-    return 0, run.state
+    return 0, run.state, None
 
 
-def go_to(run: Run, position: dict[str, Any]) -> None:
-    """Brings the mixture to a saved position; raises `Damaged` if that makes no sense."""
+def go_to(run: Run, position: dict[str, Any]) -> str | None:
+    """Brings the mixture to a saved position, returns what to say; raises `Damaged` if the position makes no sense."""
     try:
-        run.mixture.set_state(position)
+        return run.mixture.set_state(position)
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"its data position lacks {error}") from error
 
@@ -156,7 +162,8 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
     kind = {"none": "no adapters", "lora": f"LoRA r={adapter.rank}"}.get(
         adapter.kind, f"MoLE E={adapter.experts} r={adapter.rank}, router gradient {adapter.router_gradient}"
     )
-    progress.say(format_table(trainable_table(run.spec.declarations, config.train.trainable)))
+    for line in format_table(trainable_table(run.spec.declarations, config.train.trainable)).split("\n"):
+        progress.say(line)
     progress.say(f"{config.name}: {kind}; {trained:,} trainable and {frozen:,} frozen numbers")
     progress.say(
         f"{run.mesh.devices.size} x {run.mesh.devices.flat[0].device_kind} ({shape}); "
@@ -173,6 +180,11 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
     if readers > 1:
         more = f"; more than a {readers}th, which data.shards {readers} would be" if read * readers > shards else ""
         progress.say(f"{jax.process_count()} processes; each reads {read} of {shards} shards of the data{more}")
+    surveyed = hosts.first("left out", lambda: [dataclasses.asdict(one) for one in run.mixture.survey()])
+    domains = [LeftOut(**one) for one in surveyed]
+    for text, notable in left_out.lines(domains, begin="records looked at"):
+        progress.say(text, warn=notable)
+    left_out.check(domains, config.data.most_skipped)
 
 
 def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, generate: bool) -> float | None:
@@ -180,14 +192,16 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
     config = run.config
     if not config.evaluation.tasks:
         return None
-    file = result_file(run.workdir, step)
-    result = hosts.first("evaluated", lambda: json.loads(file.read_text()) if file.exists() else None)
+    file, again = result_file(run.workdir, step), "delete it to have it made again"
+    result = hosts.first("evaluated", lambda: read_json(file, remedy=again) if file.exists() else None)
     if result is None:
         evaluator = Evaluator(config, run.spec.arch, run.spec.graph, run.mesh, run.tokenizer, run.evaluation_step)
         result = evaluator.run(run.workdir, step, state.params, run.frozen, generate=generate)
     for name, task in result["tasks"].items():
         score = "" if task["score"] is None else f", {task['metric']} {100 * task['score']:.1f} %"
         progress.say(f"step {step}: {name}: held-out loss {task['loss']:.3f}{score}")
+        if task.get("skipped"):
+            progress.say(f"step {step}: {(skipped := left_out.of_task(name, task))}", warn=skipped.notable)
     return sum(task["loss"] for task in result["tasks"].values()) / len(result["tasks"])
 
 
@@ -195,6 +209,10 @@ def finish(run: Run, state: TrainState, progress: Progress) -> None:
     """Evaluates the trained model, if a kill came between its checkpoint and that, and writes the report."""
     if not hosts.first("finished", result_file(run.workdir, run.total_steps).exists):
         evaluate(run, run.total_steps, state, progress, generate=run.config.evaluation.generate)
+    if hosts.is_first():
+        found = left_out.of_report(report.read_run(run.workdir).data_report)
+        for text, notable in left_out.lines(found, begin="records read"):
+            progress.say(text, warn=notable)
     progress.close()
     if hosts.is_first():
         page = report.write_report(run.workdir)
@@ -210,12 +228,23 @@ def save(
     position: dict[str, Any],
     held_out: float | None,
 ) -> None:
-    """Saves the state after `step` with the data position of all hosts, and what was drawn so far."""
+    """Saves the state after `step` with the data position of all hosts, and what was drawn so far.
+
+    Raises:
+        UserError: more of a domain was left out than `data.most_skipped` allows.
+    """
     positions = hosts.gathered("checkpoint", position)
     whole = merged(positions) if positions else {}  # only the first process writes it
     checkpointer.save(step, state, whole, run.meta, held_out)
+    drawn = run.mixture.report(whole) if hosts.is_first() else {}
     if hosts.is_first():
-        (run.workdir / "data_report.json").write_text(json.dumps(run.mixture.report(whole), indent=1))
+        write_json(run.workdir / "data_report.json", drawn)
+    if (most := run.config.data.most_skipped) is not None:
+        try:
+            hosts.first("left out", lambda: left_out.check(left_out.of_report(drawn), most))
+        except UserError:
+            checkpointer.close()  # what was trained is kept: a higher limit resumes from here
+            raise
 
 
 def check_same_program(run: Run, state: TrainState, arrays: Mapping[str, jax.Array]) -> None:

@@ -13,7 +13,7 @@ from mole_jax.parameters import Parameter, Tree, flatten, group_of, unflatten
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-def direction(config: OptimizerConfig, declarations: Mapping[str, Parameter]) -> optax.GradientTransformation:
+def make_tx(config: OptimizerConfig, declarations: Mapping[str, Parameter]) -> optax.GradientTransformation:
     """Returns the transformation from gradients to AdamW's step direction, before the learning rate.
 
     Clipping by the global norm comes first, as in every trainer of the field; weight decay is decoupled

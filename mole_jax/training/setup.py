@@ -13,7 +13,7 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config
-from mole_jax.data.load import Source
+from mole_jax.data.load import check_room
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
@@ -24,8 +24,9 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import check_rows, reader, replicated
 from mole_jax.parameters import Tree, flatten, split_trainable
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.training.optimizer import direction, schedule
-from mole_jax.training.step import StepMaker, TrainState
+from mole_jax.training import inputs
+from mole_jax.training.optimizer import make_tx, schedule
+from mole_jax.training.step import TrainState, TrainStep
 from mole_jax.training.summary import trainable_table
 from mole_jax.weights.open import open_model, open_source
 from mole_jax.weights.run import Meta, latest_step, write_params
@@ -39,6 +40,9 @@ CHANGEABLE = (
     "adapter.expert_sharding",
     "checkpoint",
     "data.workers",
+    "data.most_skipped",
+    "data.on_bad_record",
+    "data.on_too_long",
     "train.log_every",
     "train.max_bad_steps",
     "model.remat",
@@ -61,11 +65,13 @@ class Run:
     frozen: Tree
     state: TrainState
     """At step 0. Donated by the first step."""
-    maker: StepMaker
+    train_step: TrainStep
     """What `step` is made of."""
     step: jax.stages.Wrapped
     """Of a state (donated), the frozen arrays and a batch's arrays: the next state and metrics."""
     evaluation_step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
+    unchecked: str | None = None
+    """What to say of the run that is resumed, if not all that it was given is known."""
 
 
 def set_up(config: Config, workdir: epath.Path) -> Run:
@@ -81,13 +87,9 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     opened = open_model(config)
     source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec
     arch = source.architecture
-    if config.data.sequence_length > arch.decoder.max_position:
-        raise UserError(
-            f"config: data.sequence_length {config.data.sequence_length} is over the {arch.decoder.max_position} "
-            "positions that the base was made for; lower it"
-        )
-    for task in config.evaluation.tasks:
-        Source.open(task.name, task.path, task.image_root)  # a missing file is told now, not after the training
+    check_room(config.data, arch.image, positions=arch.decoder.max_position)
+    given = inputs.look(config, tokenizer)
+    unchecked = hosts.first("inputs", lambda: inputs.check(workdir, given))
     part, parts = reader(mesh)
     mixture = Mixture.build(
         config.data,
@@ -102,7 +104,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     hosts.agree("data", mixture.get_state()["mixture"])
     total_steps = count_steps(config, mixture, workdir)
     trainable, frozen = split_trainable(opened.place(), spec.declarations, config.train.trainable)
-    maker, state = prepare(config, spec, mesh, trainable, total_steps)
+    train_step, state = prepare(config, spec, mesh, trainable, total_steps)
     if config.model.base is not None:
         base, base_hash = locate(config.model.base), source.content_hash()
     elif frozen:
@@ -122,50 +124,57 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
         write_json(workdir / "config.json", config_json.to_json(config))
+        inputs.write(workdir, given)
         tokenizer.save(str(workdir))
         write_json(workdir / "trainable.json", trainable_table(spec.declarations, config.train.trainable))
     hosts.barrier("start")
     return Run(
-        config,
-        workdir,
-        mesh,
-        spec,
-        meta,
-        tokenizer,
-        mixture,
-        total_steps,
-        frozen,
-        state,
-        maker,
-        compiled_step(maker, state, mesh),
-        jax.jit(maker.forward.evaluation_step, out_shardings=replicated(mesh)),
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        spec=spec,
+        meta=meta,
+        tokenizer=tokenizer,
+        mixture=mixture,
+        total_steps=total_steps,
+        frozen=frozen,
+        state=state,
+        train_step=train_step,
+        step=compiled_step(train_step, state, mesh),
+        evaluation_step=jax.jit(train_step.forward.evaluation_step, out_shardings=replicated(mesh)),
+        unchecked=unchecked,
     )
 
 
 def prepare(
     config: Config, spec: ModelSpec, mesh: jax.sharding.Mesh, trainable: Tree, total_steps: int
-) -> tuple[StepMaker, TrainState]:
-    """Returns the step's maker and the state at step 0; where `trainable` is abstract, so is the state.
+) -> tuple[TrainStep, TrainState]:
+    """Returns the step and the state at step 0; where `trainable` is abstract, so is the state.
 
     The optimizer's moments lie where their parameters lie.
     """
-    change = direction(config.optimizer, spec.declarations)
-    forward = Forward(config, spec.graph, len(config.data.domains))
-    maker = StepMaker(config, forward, spec.declarations, change, schedule(config.optimizer, total_steps))
+    tx = make_tx(config.optimizer, spec.declarations)
+    train_step = TrainStep(
+        config=config,
+        forward=Forward(config, spec.graph, len(config.data.domains)),
+        declarations=spec.declarations,
+        tx=tx,
+        factor=schedule(config.optimizer, total_steps),
+    )
     everywhere = replicated(mesh)
-    moments = optax.tree.map_params(
-        change,
+    opt_state = optax.tree.map_params(
+        tx,
         lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
-        jax.eval_shape(change.init, trainable),
+        jax.eval_shape(tx.init, trainable),
         trainable,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     )
     zero: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     if isinstance(jax.tree.leaves(trainable)[0], jax.ShapeDtypeStruct):
-        return maker, TrainState(zero, zero, trainable, moments)
-    moments = jax.jit(change.init, out_shardings=shardings_of(moments))(trainable)
+        return train_step, TrainState(step=zero, applied=zero, params=trainable, opt_state=opt_state)
+    opt_state = jax.jit(tx.init, out_shardings=shardings_of(opt_state))(trainable)
     step, applied = (jax.device_put(jnp.zeros((), jnp.int32), everywhere) for _ in range(2))
-    return maker, TrainState(step, applied, trainable, moments)
+    return train_step, TrainState(step=step, applied=applied, params=trainable, opt_state=opt_state)
 
 
 def shardings_of(tree: Any) -> Any:
@@ -173,10 +182,10 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def compiled_step(maker: StepMaker, state: TrainState, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+def compiled_step(train_step: TrainStep, state: TrainState, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """Returns the jitted training step; it donates the state it is given."""
     # Without out_shardings donation silently does not happen on a mesh.
-    return jax.jit(maker.train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
 
 
 def check_same_run(workdir: epath.Path, config: Config) -> None:
@@ -242,6 +251,7 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
         "batch_rows": config.train.batch_rows,
         "seed": config.seed,
         "data": config_json.to_json(config.data),
+        "content": mixture.content,
     }
 
     def known() -> int | None:

@@ -27,24 +27,24 @@ class TrainState(NamedTuple):
     """Updates applied; the learning rate follows this. Lags `step` where a batch gave NaN or Inf."""
     params: Tree
     """Trainable parameters, float32."""
-    moments: Any
+    opt_state: Any
     """Optimizer state."""
 
 
-@dataclasses.dataclass(frozen=True)
-class StepMaker:
-    """What a training step is made of; `train_step` is jitted by the caller."""
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity, as jax.jit wants of what it calls
+class TrainStep:
+    """The training step; the caller jits it."""
 
     config: Config
     forward: Forward
     declarations: Mapping[str, Parameter]
-    direction: optax.GradientTransformation
+    tx: optax.GradientTransformation
     factor: Schedule
 
-    def train_step(
+    def __call__(
         self, state: TrainState, frozen: Tree, batch: Arrays, seed: Int[Array, ""] | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Applies one update; leaves parameters and moments as they are if loss, gradient or update is not finite.
+        """Applies one update; leaves parameters and optimizer as they are if loss, gradient or update is not finite.
 
         `seed` is that of dropout. None: the config's.
         """
@@ -63,12 +63,14 @@ class StepMaker:
         gradient = jax.value_and_grad(objective, has_aux=True)
         (total, sums), grads = self.accumulate(gradient, state.params, batch, key)
         norm = optax.tree.norm(grads)
-        updates, moments = self.direction.update(grads, state.moments, state.params)
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         updates = scale_by_group(cast(Tree, updates), self.factor(state.applied), config.optimizer, self.declarations)
-        after = optax.apply_updates(state.params, updates), moments
+        after = optax.apply_updates(state.params, updates), opt_state
         # The update too: a finite gradient can still overflow in the moments, the decay or the learning rate.
         fine = jnp.isfinite(total) & jnp.isfinite(norm) & _finite(after)
-        params, moments = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, (state.params, state.moments))
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(fine, new, old), after, (state.params, state.opt_state)
+        )
         metrics = {
             "finite": fine,
             "total_loss": total,
@@ -77,7 +79,7 @@ class StepMaker:
             "learning_rate": self.factor(state.applied) * config.optimizer.learning_rate,
             "sums": sums,
         }
-        return TrainState(state.step + 1, state.applied + fine, params, moments), metrics
+        return TrainState(state.step + 1, state.applied + fine, params, opt_state), metrics
 
     def accumulate(self, gradient, params: Tree, batch: Arrays, key: Array):
         """Sums objective, `Sums` and gradients over the pieces of the batch, one piece at a time."""

@@ -15,6 +15,7 @@ from mole_jax.errors import UserError
 from mole_jax.parallel import hosts
 from mole_jax.parallel.devices import peak_flops
 from mole_jax.parallel.sharding import reader
+from mole_jax.terminal import shortened
 from mole_jax.training.flops import step_flops
 from mole_jax.training.routing_watch import RoutingWatch
 from mole_jax.training.setup import Run
@@ -126,10 +127,10 @@ class StepLog:
         if found is None:
             return
         records = [record for part in found for record in part]
+        shown = ", ".join(map(shortened, records[:8])) + (" …" if len(records) > 8 else "")
         self._progress.say(
             f"step {step}: loss {host['total_loss']}, gradient norm {host['grad_norm']}: these or the update are not "
-            f"all finite; not applied ({self._bad_in_a_row} in a row). "
-            f"Records: {', '.join(records[:8])}{' …' if len(records) > 8 else ''}"
+            f"all finite; not applied ({self._bad_in_a_row} in a row). Records: {shown}"
         )
         event = {"loss": str(host["total_loss"]), "grad_norm": str(host["grad_norm"]), "records": records}
         record_events(self._run.workdir / BAD_STEPS_FILE, step, [event])

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mole_jax.files import explained, is_remote, json_text, read_json_lines, write_json_lines
+from mole_jax.terminal import escaped, warning
 from mole_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
@@ -152,7 +153,7 @@ class Progress:
         """Shows that `step` is done, with the `metrics` that `MetricsWriter.write` takes."""
         if not self._show_steps:
             return
-        text = describe(metrics)
+        text = escaped(describe(metrics))
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -162,10 +163,14 @@ class Progress:
             self._last = now
             print(f"{self._prefix}step {step}/{self._total}  {text}", file=self._stream, flush=True)
 
-    def say(self, text: str) -> None:
-        """Prints a line without breaking the bar, which may be another run's."""
+    def say(self, text: str, *, warn: bool = False) -> None:
+        """Prints a line without breaking the bar, which may be another run's; what it quotes from a file is escaped.
+
+        With `warn` it is coloured where the stream is a terminal.
+        """
+        text = escaped(self._prefix + text)
         if self._show:
-            tqdm.write(self._prefix + text, file=self._stream)
+            tqdm.write(warning(text, self._stream) if warn else text, file=self._stream)
             self._stream.flush()
 
     def close(self) -> None:

@@ -60,8 +60,8 @@ def test_recipe_builds_model_optimizer_and_step_on_eight_devices(name):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(trainable))
     assert all(leaf.dtype == "bfloat16" for leaf in jax.tree.leaves(frozen))
 
-    maker, state = prepare(config, spec, mesh, trainable, total_steps=1000)
-    step = compiled_step(maker, state, mesh)
+    train_step, state = prepare(config, spec, mesh, trainable, total_steps=1000)
+    step = compiled_step(train_step, state, mesh)
     with jax.set_mesh(mesh):
         lowered = step.lower(state, frozen, abstract_batch(config, arch, mesh))
     new_state, metrics = lowered.out_info

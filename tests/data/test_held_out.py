@@ -140,6 +140,12 @@ def test_a_record_may_have_several_answers(tmp_path, tokenizer, answers, referen
     assert question.references == references
 
 
+def test_half_a_character_in_an_answer_is_refused(tmp_path, tokenizer):
+    task = TaskConfig("photos", write(tmp_path, "t", [record("a") | {"answers": ["red", "\ud83d"]}]))
+    with pytest.raises(UserError, match=r"record 0 \(id 'a'\), field answers: character 0 is the lone surrogate"):
+        questions(task, DATA, tokenizer=tokenizer, **MODEL)
+
+
 @pytest.mark.parametrize("answers", [[], "brown", [1], [{"text": "brown"}], ["brown", None], {"answer": "brown"}])
 def test_answers_of_another_kind_are_refused(tmp_path, tokenizer, answers):
     task = TaskConfig("photos", write(tmp_path, "t", [record("a") | {"answers": answers}]))

@@ -147,10 +147,38 @@ def test_a_path_that_leaves_its_folder_or_misses_is_refused(root, path, message,
         read(path, root, **LIMITS)
 
 
-def test_an_absolute_path_is_refused_even_inside(root):
-    with pytest.raises(UserError, match="leaves its folder"):
-        load_image(str(root / "sub" / "good.png"), root, **LIMITS)
-    assert load_image("sub/good.png", root, **LIMITS).shape == (8, 8, 3)
+def test_an_absolute_path_inside_its_folder_is_as_good_as_a_relative_one(root, tmp_path):
+    wanted = load_image("sub/good.png", root, **LIMITS)
+    other = tmp_path / "other"
+    os.symlink(root, other)
+    for folder in (root, other, os.path.relpath(root)):
+        for path in (root / "sub" / "good.png", os.path.abspath(folder) + "/sub/good.png"):
+            np.testing.assert_array_equal(load_image(str(path), folder, **LIMITS), wanted)
+
+
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_an_absolute_path_that_leaves_its_folder_is_refused(root, read):
+    for path in (root.parent / "secret.png", root / ".." / "secret.png", root / "link.png", "/dev/zero", "/"):
+        with pytest.raises(UserError, match=r"leaves its folder|does not exist"):
+            read(str(path), root, **LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("iVBORw0KGgo" * 1000, r"a name in one has at most 255 bytes .*; if it is the image itself \(base64\)"),
+        ("ä" * 128, "a name in one has at most 255 bytes"),
+        ("/9j/4AAQSkZJ" * 1000, "is no path, .* if it is the image itself"),
+        ("data:image/png;base64,iVBORw0", "is no path, .* if it is the image itself"),
+        ("a/" * 1500, r"cannot be followed|does not exist"),
+        ("half \ud83d", r"cannot be followed|does not exist"),
+    ],
+)
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_what_is_no_name_of_a_file_is_told_shortly(root, path, message, read):
+    with pytest.raises(UserError, match=message) as caught:
+        read(path, root, **LIMITS)
+    assert len(str(caught.value)) < 800
 
 
 def test_a_path_needs_a_folder():

@@ -104,6 +104,12 @@ def test_a_domains_order_does_not_depend_on_its_neighbours():
     assert beside == [index for _, index in _draws(alone, [20], 20)]
 
 
+@given(total=st.integers(0, 500), shares=st.lists(st.integers(0, 9), min_size=1, max_size=5).filter(any))
+def test_how_many_are_drawn_of_each_domain_is_known_without_drawing(total, shares):
+    counted = collections.Counter(mixing.interleave(i, shares)[0] for i in range(total))
+    assert mixing.drawn(total, shares) == [counted[i] for i in range(len(shares))]
+
+
 def test_a_cap_chooses_by_seed():
     domain = DomainConfig("a", "-", cap=10)
     chosen = [tuple(mixing.chosen_records(domain, 100, seed)) for seed in range(4)]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data.conversation import PROMPTS, encode
@@ -193,6 +194,50 @@ def test_a_state_of_another_mixture_is_refused(data, tokenizer):
         build(dataclasses.replace(data, shards=1), tokenizer).set_state(state)
     with pytest.raises(UserError, match="version 0 is not"):
         build(data, tokenizer).set_state({**state, "version": 0})
+
+
+def _rewritten(folder: pathlib.Path) -> None:
+    path = folder / "photos.json"
+    path.write_text(path.read_text().replace("It is 1.", "It is 9."))
+
+
+def _swapped(folder: pathlib.Path) -> None:
+    path = folder / "text.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
+
+
+def _repainted(folder: pathlib.Path) -> None:
+    Image.effect_noise((30, 30), 9).save(folder / "photos0.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_rewritten, "the records of domain photos have changed since the checkpoint"),
+        (_swapped, "the records of domain text have changed"),
+        (_repainted, "the images of domain photos have changed"),
+    ],
+)
+def test_a_state_is_not_continued_on_other_data(tokenizer, tmp_path, change, message):
+    domains = (domain(tmp_path, "photos", 3), domain(tmp_path, "text", 3, image=False))
+    data = DataConfig(domains=domains, sequence_length=400)
+    mixture = build(data, tokenizer)
+    next(mixture)
+    state = json.loads(json.dumps(mixture.get_state()))
+    assert build(data, tokenizer).set_state(state) is None
+    change(tmp_path)
+    with pytest.raises(UserError, match=rf"data state: {message} .*; put them back, or start a new run"):
+        build(data, tokenizer).set_state(state)
+
+
+def test_a_state_of_before_contents_were_written_down_is_continued_with_a_word(data, tokenizer):
+    mixture = build(data, tokenizer)
+    next(mixture)
+    state = json.loads(json.dumps(mixture.get_state()))
+    del state["mixture"]["content"]
+    resumed = build(data, tokenizer)
+    assert "whether they changed is not known" in (resumed.set_state(state) or "")
+    assert same(next(resumed), next(mixture))
 
 
 def test_the_drawn_ratio_and_the_report(data, tokenizer):

@@ -2,83 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import pickle
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mole_jax.config import DomainConfig
 from mole_jax.data.conversation import Turn
-from mole_jax.data.records import FileRecords, image_root, parse_record, read_records
+from mole_jax.data.records import image_root, parse_record, read_records
 from mole_jax.errors import UserError
 from tests.data.domains_on_disk import record, write
-
-values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v, max_size=3))
-objects = st.lists(st.dictionaries(st.text(max_size=5), values, max_size=3), min_size=1, max_size=6)
-
-
-@settings(max_examples=60, deadline=None)
-@given(items=objects, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans(), lines=st.booleans())
-def test_every_record_is_found_in_json_and_jsonl(items, indent, ascii_only, lines, tmp_path_factory):
-    path = tmp_path_factory.mktemp("r") / "records.json"
-    if lines:
-        text = "\n\r\n".join(json.dumps(item, ensure_ascii=ascii_only) for item in items) + "\n"
-    else:
-        text = " \r\n" + json.dumps(items, indent=indent, ensure_ascii=ascii_only) + "\n "
-    path.write_bytes(text.encode())
-    records = pickle.loads(pickle.dumps(FileRecords(path)))
-    assert len(records) == len(items)
-    assert [records[i] for i in reversed(range(len(items)))] == items[::-1]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b" \n", "the file is empty"),
-        (b"[]", "has no records"),
-        (b'[{"a": 1}, {"a": ]', r"after record 0: not JSON .*column 18"),
-        (b'[{"a": 1} {"a": 2}]', "after record 0: not JSON .expected ','"),
-        (b'[{"a": 1}', "after record 0: not JSON"),
-        (b'[{"a": 1}] x', "after record 0: not JSON .more text"),
-        (b"[\xff]", "byte 1 is not UTF-8"),
-    ],
-)
-def test_a_file_that_is_no_list_is_refused(tmp_path, content, message):
-    path = tmp_path / "r.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        read_records(DomainConfig("photos", str(path)))
-    assert str(caught.value).startswith(f"domain photos: {path}: ")
-
-
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"domain d: .*none\.json: no such file; check the domain's path"):
-        read_records(DomainConfig("d", str(tmp_path / "none.json")))
-
-
-def test_a_broken_line_is_the_problem_of_its_record_only(tmp_path):
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
-    records = FileRecords(path)
-    assert [records[0], records[2]] == [{"a": 1}, {"a": 3}]
-    with pytest.raises(UserError, match=r"r\.jsonl: record 1 is not JSON"):
-        records[1]
-
-
-def test_a_file_changed_meanwhile_is_refused(tmp_path):
-    path = pathlib.Path(write(tmp_path, "r", [{"a": 1}]))
-    records = FileRecords(path)
-    path.write_text("[]")
-    with pytest.raises(UserError, match="has changed since"):
-        records[0]
-    path.unlink()
-    with pytest.raises(UserError, match="cannot be read any more"):
-        records[0]
 
 
 def test_the_image_folder_is_the_files_unless_given():
@@ -97,8 +32,14 @@ def test_a_record_becomes_an_example():
     assert example.turns == (Turn("user", "<image>\n<image>\nWhich?"), Turn("assistant", "This."))
 
 
-def test_id_may_be_a_number_or_absent():
-    assert _parse({**record("a"), "id": 5}).id == "5"
+@pytest.mark.parametrize(
+    ("identity", "found"), [(5, "5"), (1.5, "1.5"), (None, "7"), (float("nan"), "7"), (float("inf"), "inf"), ("", "")]
+)
+def test_id_may_be_a_number_or_null(identity, found):
+    assert _parse({**record("a"), "id": identity}).id == found
+
+
+def test_id_may_be_absent():
     without = record("a")
     del without["id"]
     assert _parse(without).id == "7"
@@ -130,11 +71,15 @@ def _turn(i: int, **fields):
     ("raw", "field", "problem"),
     [
         (_with(lambda raw: raw.pop("conversations")), "conversations", "missing; add the list"),
-        (_with(lambda raw: raw.update(conversation=raw.pop("conversations"))), "conversations", "did you mean 'conver"),
+        (
+            _with(lambda raw: raw.update(conversation=raw.pop("conversations"))),
+            "conversations",
+            "missing; rename 'conversation' to conversations",
+        ),
         (_with(lambda raw: raw.update(conversations="text")), "conversations", "expected a list of turns, found text"),
         (_with(lambda raw: raw["conversations"].__setitem__(1, "A dog.")), r"conversations\[1\]", "found text"),
         (_with(lambda raw: raw["conversations"][1].pop("value")), r"conversations\[1\]\.value", "missing"),
-        (_turn(1, value=3), r"conversations\[1\]\.value", "expected text, found a int"),
+        (_turn(1, value=3), r"conversations\[1\]\.value", "expected text, found a number"),
         (_turn(0, **{"from": "humna"}), r"conversations\[0\]\.from", "unknown role 'humna', did you mean 'human'"),
         (_turn(1, **{"from": "human"}), r"conversations\[1\]\.from", "two turns of one side"),
         (_turn(1, value=" \n"), r"conversations\[1\]\.value", "the text is empty"),
@@ -149,7 +94,7 @@ def _turn(i: int, **fields):
         (_with(lambda raw: raw.pop("image")), "image", r"0 image\(s\) but 1 <image>"),
         (_with(lambda raw: raw.update(image=[])), "image", r"0 image\(s\) but 1 <image>"),
         (_with(lambda raw: raw.update(image=["x.png", "y.png"])), "image", r"2 image\(s\) but 1 <image>"),
-        (_with(lambda raw: raw.update(image=3)), "image", "expected a path, found a int"),
+        (_with(lambda raw: raw.update(image=3)), "image", "expected a path, found a number"),
         (_with(lambda raw: raw.update(image=["x.png", None])), r"image\[1\]", "expected a path, found null"),
         (_with(lambda raw: raw.update(image="")), "image", "the path is empty"),
     ],
@@ -164,6 +109,49 @@ def test_an_answer_with_the_image_is_refused():
     raw = record("a", image="x.png")
     raw["conversations"][0]["value"], raw["conversations"][1]["value"] = "What?", "<image> A dog."
     with pytest.raises(UserError, match="field conversations: <image> stands in an answer"):
+        _parse(raw)
+
+
+LONE = "half \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        (_turn(0, value=f"<image>\n{LONE}"), r"conversations\[0\]\.value"),
+        (_turn(1, value=LONE), r"conversations\[1\]\.value"),
+        (_with(lambda raw: raw.update(image=f"{LONE}.png")), "image"),
+        (_with(lambda raw: raw.update(image=["x.png", LONE])), r"image\[1\]"),
+    ],
+)
+def test_a_lone_surrogate_is_told_by_its_place(raw, field):
+    with pytest.raises(UserError, match=rf"field {field}: character \d+ is the lone surrogate \\ud83d"):
+        _parse(raw)
+    with pytest.raises(UserError, match=r"record 7, field id: character 5 is the lone surrogate \\ud83d"):
+        _parse({**record("a"), "id": LONE})
+
+
+def test_a_message_shows_the_beginning_of_a_long_value():
+    long = "x" * 10**6
+    for raw in ({**record("a"), "id": long, "image": 3}, _turn(1, **{"from": long})):
+        with pytest.raises(UserError, match=r"xxx… \(1,000,000 characters\)") as caught:
+            _parse(raw)
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("raw", "remedy"),
+    [
+        ({"id": 1, "Question 1": {}}, "missing; add the list of turns"),
+        ({"id": 1, "Conversations": []}, "missing; rename 'Conversations' to conversations"),
+        ({"id": 1, "messages": []}, "missing; rename messages to conversations, and role and content in it"),
+        (record("a") | {"conversations": [{"role": "user", "content": "q"}]}, r"\.from: missing; rename role to from"),
+        (record("a") | {"conversations": [{"from": "user", "content": "q"}]}, "missing; rename content to value"),
+        (record("a") | {"conversations": [{"speaker": "user"}]}, "missing; a turn is an object with from and value"),
+    ],
+)
+def test_a_hint_says_what_to_rename_to_what(raw, remedy):
+    with pytest.raises(UserError, match=remedy):
         _parse(raw)
 
 

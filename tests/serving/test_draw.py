@@ -56,6 +56,7 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
     close(share(temperature=1.0), probability)
     close(share(temperature=0.5), probability**2 / (probability**2).sum())
     close(share(temperature=1.0, top_k=2), np.asarray([0, 4, 0, 3, 0]) / 7)
+    close(share(temperature=1.0, top_k=0), probability)
     close(share(temperature=1.0, top_p=0.8), np.asarray([0, 0.4, 0, 0.3, 0.25]) / 0.95)
     np.testing.assert_array_equal(share(), [0, 1, 0, 0, 0])
 

@@ -74,6 +74,14 @@ def test_a_file_is_answered_and_resumed_without_asking_twice(assistant, tmp_path
         answer_file(assistant, asked, answers, model_id="other")
 
 
+def test_a_byte_order_mark_and_numbers_with_fractions_are_read(assistant, tmp_path):
+    asked, answers = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    asked.write_text('{"question_id": 1.5, "text": "Which colour?"}\r\n', encoding="utf-8-sig")
+    assert answer_file(assistant, asked, answers, model_id="m").answered == 1
+    assert answer_file(assistant, asked, answers, model_id="m").before == 1
+    assert [one["question_id"] for one in read(answers)] == [1.5]
+
+
 def test_draws_do_not_depend_on_where_a_run_was_stopped(assistant, tmp_path):
     settings = DecodingConfig(max_new_tokens=8, temperature=1.5)
     drawn = dataclasses.replace(assistant, sampler=dataclasses.replace(assistant.sampler, decoding=settings))
@@ -92,7 +100,12 @@ def test_draws_do_not_depend_on_where_a_run_was_stopped(assistant, tmp_path):
         ("{", "not JSON"),
         ("3", "expected an object"),
         ('{"question_id": 9}', "field text is missing"),
-        ('{"question_id": 9, "txt": "a"}', "field text is missing, did you mean 'txt'?"),
+        ('{"question_id": 9, "txt": "a"}', "field text is missing; rename 'txt' to text"),
+        ('{"question_id": 9, "answer": "a"}', "field text is missing; add it"),
+        ('{"question_id": 9, "text": "half \\ud83d"}', "field text: character 5 is the lone surrogate \\ud83d"),
+        ('{"question_id": NaN, "text": "a"}', "field question_id: expected text or a number, got nan"),
+        ("[" * 10**5, "nested deeper than can be read"),
+        ("9" * 5000, "a whole number of over"),
         ('{"question_id": 9, "text": " "}', "field text: expected a question, got ' '"),
         ('{"question_id": 9, "text": "a", "image": 3}', "field image: expected a path or a list of paths, got 3"),
         ('{"question_id": 9, "text": "a", "image": "none.png"}', "image 'none.png' does not exist"),

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 from etils import epath
-from mole_jax.training.state import ModelSpec, place
 
 from mole_jax.config import AdapterConfig, MeshConfig, TaskConfig
 from mole_jax.model.architecture import PRESETS
+from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.study.config import Section, Study, plain
 from mole_jax.synthetic.domains import DOMAINS
+from mole_jax.weights.open import place
 from mole_jax.weights.run import Meta, write_params
-from mole_jax.weights.source import RandomSource
+from mole_jax.weights.sources import RandomSource
 from tests import tiny
 
 ALL = ("vision", "projector", "decoder")

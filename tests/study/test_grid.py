@@ -7,12 +7,12 @@ import json
 import re
 
 import pytest
-from mole_jax.training.state import ModelSpec
 
 from mole_jax import cli
 from mole_jax.config import AdapterConfig, Config, DataConfig, DomainConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS
+from mole_jax.model.spec import ModelSpec
 from mole_jax.study.config import Curve, Section, Study, equal_parameters, plain
 from mole_jax.study.grid import Grid, lay_out
 from tests import tiny

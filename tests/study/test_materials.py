@@ -13,7 +13,7 @@ from mole_jax.study.config import Base, SyntheticData
 from mole_jax.study.grid import lay_out
 from mole_jax.synthetic import vocabulary
 from mole_jax.synthetic.domains import generate, texts
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 from tests import tiny
 from tests.study import small
 

@@ -16,7 +16,7 @@ from mole_jax.study import runner
 from mole_jax.study.config import Section, plain
 from mole_jax.synthetic.domains import DOMAINS
 from mole_jax.training.telemetry import read_metrics
-from mole_jax.weights.source import open_source
+from mole_jax.weights.open import open_source
 from tests.study.small import MOLE, evaluation, study
 
 EVERYTHING = {

@@ -12,7 +12,7 @@ from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import put_batch
 from mole_jax.parameters import flatten, group_of, split_trainable
-from mole_jax.training.optimizer import direction, peak_learning_rates, scale_by_group, schedule
+from mole_jax.training.optimizer import make_tx, peak_learning_rates, scale_by_group, schedule
 from mole_jax.training.setup import compiled_step, prepare
 from mole_jax.weights.open import open_base, place
 from tests import tiny
@@ -61,8 +61,8 @@ class Trainer:
             if path.endswith("adapter/b"):
                 leaves[path] = jax.device_put(0.1 * jax.random.normal(key, leaf.shape), leaf.sharding)
         params, self.frozen = split_trainable(leaves, self.spec.declarations, config.train.trainable)
-        maker, self.state = prepare(config, self.spec, self.mesh, params, total_steps=10)
-        self.step = compiled_step(maker, self.state, self.mesh)
+        train_step, self.state = prepare(config, self.spec, self.mesh, params, total_steps=10)
+        self.step = compiled_step(train_step, self.state, self.mesh)
 
     def __call__(self, batch):
         with jax.set_mesh(self.mesh):
@@ -71,7 +71,7 @@ class Trainer:
 
     def gradients(self):
         """Clipped gradients of the first step, times 1 - b1: Adam's first moment."""
-        (adam,) = (part for part in self.state.moments if hasattr(part, "mu"))
+        (adam,) = (part for part in self.state.opt_state if hasattr(part, "mu"))
         return {path: np.array(leaf) for path, leaf in flatten(adam.mu).items()}
 
     def params(self):
@@ -164,7 +164,7 @@ def test_the_base_stays_and_every_adapter_moves(data, batch):
 def test_a_batch_that_gives_nan_changes_nothing(data, batch):
     trainer = Trainer(tiny.config(data))
     trainer(batch)
-    before, moments = trainer.params(), jax.device_get(trainer.state.moments)
+    before, moments = trainer.params(), jax.device_get(trainer.state.opt_state)
     # An image of NaN stands for whatever makes a loss infinite.
     poison = {**batch, "images": np.full(batch["images"].shape, np.nan, np.float32)}
     output = trainer(poison)
@@ -173,7 +173,7 @@ def test_a_batch_that_gives_nan_changes_nothing(data, batch):
     assert (int(trainer.state.step), int(trainer.state.applied)) == (2, 1)
     for path, leaf in trainer.params().items():
         np.testing.assert_array_equal(leaf, before[path], err_msg=path)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(trainer.state.moments), moments)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(trainer.state.opt_state), moments)
     assert trainer(batch)["finite"]
 
 
@@ -186,7 +186,7 @@ def test_the_state_is_donated_and_the_optimizer_is_sharded_like_its_parameters(d
     cut_in_four = [path for path, leaf in params.items() if leaf.sharding.shard_shape(leaf.shape) != leaf.shape]
     whole = [path for path in params if path not in cut_in_four]
     assert all("router" in path or path.endswith("bias") for path in whole), whole
-    (adam,) = (part for part in trainer.state.moments if hasattr(part, "mu"))
+    (adam,) = (part for part in trainer.state.opt_state if hasattr(part, "mu"))
     for moments in (adam.mu, adam.nu):
         for path, leaf in flatten(moments).items():
             assert leaf.sharding.is_equivalent_to(params[path].sharding, leaf.ndim), path
@@ -216,7 +216,7 @@ def test_learning_rates_and_decay_belong_to_their_groups(data):
     params = split_trainable(
         {path: np.ones(p.shape) for path, p in spec.declarations.items()}, spec.declarations, GROUPS
     )[0]
-    change = direction(config, spec.declarations)
+    change = make_tx(config, spec.declarations)
     zero = jax.tree.map(jnp.zeros_like, params)
     updates = flatten(
         scale_by_group(change.update(zero, change.init(params), params)[0], jnp.ones(()), config, spec.declarations)
@@ -247,7 +247,7 @@ def test_optimizer_equals_adamw_of_optax(data):
         {p: np.ones(d.shape) for p, d in spec.declarations.items()}, spec.declarations, ("adapters",)
     )[0]
     grads = jax.tree.map(lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), params)
-    ours, theirs = direction(config, spec.declarations), optax.adamw(0.01, weight_decay=0.0)
+    ours, theirs = make_tx(config, spec.declarations), optax.adamw(0.01, weight_decay=0.0)
     updates = scale_by_group(ours.update(grads, ours.init(params), params)[0], jnp.ones(()), config, spec.declarations)
     expected, _ = theirs.update(grads, theirs.init(params), params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **FINE), updates, expected)

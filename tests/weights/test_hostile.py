@@ -181,17 +181,13 @@ def test_an_archive_that_unpacks_to_far_more_is_not_unpacked(tmp_path):
         open_state_dict(tmp_path / "objects.npz")
 
 
-class Storage:
-    """Pickles as torch's storages do."""
-
-
 def torch_archive(path: Path, shape, stride, offset=0, size=64, *, pickled: bytes | None = None, how=0) -> Path:
     """A file of one tensor 'w' of float32 in a storage of `size` bytes, described as given."""
     if pickled is None:
         rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n"
         storage = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI1\ntQ"
-        numbers = lambda values: b"(" + b"".join(b"L%dL\n" % one for one in values) + b"t"
-        arguments = b"(" + storage + b"L%dL\n" % offset + numbers(shape) + numbers(stride) + b"I00\n}t"
+        shape, stride = (b"(" + b"".join(b"L%dL\n" % one for one in values) + b"t" for values in (shape, stride))
+        arguments = b"(" + storage + b"L%dL\n" % offset + shape + stride + b"I00\n}t"
         pickled = b"}Vw\n" + rebuild + arguments + b"Rs."
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", pickled, how)
