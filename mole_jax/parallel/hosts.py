@@ -187,7 +187,7 @@ class Job:
         """Ends this process with one line when another does not live."""
         now, before = 0.0, time.monotonic()
         heard, last = self._heard, now
-        seen = dict.fromkeys(range(len(self.names)), ("", now))
+        seen: dict[int, tuple[str, float]] = dict.fromkeys(range(len(self.names)), ("", now))
         while not self._done.wait(self._beat):
             # A clock that stands while this process is frozen itself: it must not take the others for silent then.
             after = time.monotonic()

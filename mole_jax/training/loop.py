@@ -84,6 +84,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
             stop = terminated() or log.too_many_bad_steps
             if stop or last or step % config.checkpoint.every == 0:
                 log.flush()
+                if writer is not None:
+                    writer.flush()  # a bucket's metrics are written in pieces, and must not lag the checkpoint
                 save(run, checkpointer, step, state, position, held_out)
             if stop:
                 break

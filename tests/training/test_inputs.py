@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from mole_jax.errors import UserError
+from mole_jax.files import absolute
 from mole_jax.training.loop import train
-from mole_jax.weights.run import absolute
 from tests import tiny
 
 
