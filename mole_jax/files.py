@@ -14,6 +14,7 @@ from typing import IO, Any
 from etils import epath
 
 from mole_jax.errors import UserError
+from mole_jax.forms import misfit
 
 PathLike = str | os.PathLike[str]
 
@@ -46,12 +47,12 @@ def is_remote(path: PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def read_json(path: PathLike, kind: type = dict, *, remedy: str = "") -> Any:
-    """Returns the JSON value in a file: an object, or another `kind` (list).
+def read_json(path: PathLike, form: Any = dict, *, remedy: str = "") -> Any:
+    """Returns the JSON value in a file: an object, or of another `form` (`mole_jax.forms`).
 
     Args:
         path: the file.
-        kind: type that the value must have.
+        form: what the value must be.
         remedy: what the user can do if the file is damaged, for the message.
 
     Raises:
@@ -64,30 +65,39 @@ def read_json(path: PathLike, kind: type = dict, *, remedy: str = "") -> Any:
         raise UserError(f"{path}: no such file{mend}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}){mend}") from None
-    if not isinstance(value, kind):
-        wanted = {dict: "object", list: "list"}[kind]
-        raise UserError(f"{path}: expected a JSON {wanted}, found {type(value).__name__}{mend}")
+    if wrong := misfit(value, form):
+        raise UserError(f"{path}: is not as it was written ({wrong}){mend}")
     return value
 
 
-def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
+def read_json_lines(path: PathLike, form: Any = dict) -> list[dict[str, Any]]:
     """Returns the objects of a file with one on each line; a last line that a kill cut short is left out.
 
+    Args:
+        path: the file.
+        form: what each object must be (`mole_jax.forms`).
+
     Raises:
-        UserError: another line is no JSON object.
+        UserError: the file cannot be read, or another line is no such object.
     """
+    try:
+        content = epath.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); move it away") from None
     # Split at line feeds alone: JSON may hold other characters that Python takes for line breaks.
-    *lines, rest = epath.Path(path).read_bytes().split(b"\n")
+    *lines, rest = content.split(b"\n")
     found = []
     for number, line in enumerate([*lines, rest] if rest else lines, 1):
         try:
             value = json.loads(line)
-            if not isinstance(value, dict):
-                raise ValueError(f"a {type(value).__name__}")
-        except ValueError as error:
+            if wrong := misfit(value, form):
+                raise ValueError(wrong)
+        except (ValueError, RecursionError) as error:
             if number > len(lines):
                 break
-            raise UserError(f"{path}: line {number} is no JSON object ({error}); delete that line") from None
+            raise UserError(
+                f"{path}: line {number} is not as it was written ({error}); delete that line, or move the file away"
+            ) from None
         found.append(value)
     return found
 

@@ -31,6 +31,7 @@ def claimed(folder: epath.Path) -> Iterator[None]:
         return
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder / LOCK):
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(descriptor, folder)

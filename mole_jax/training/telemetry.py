@@ -24,6 +24,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 REMOTE_FLUSH_SECONDS = 30.0
 """Seconds between uploads where a file cannot be appended to."""
 _DOMAIN_LETTERS = 8
+_OF_A_STEP = {"step": int}
 
 
 class MetricsWriter:
@@ -41,6 +42,8 @@ class MetricsWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         before = read_metrics(workdir) if resume_step is not None and self._path.exists() else []
         kept = [record for record in before if record["step"] <= (resume_step or 0)]
+        self.missing = range(kept[-1]["step"] + 1 if kept else 1, (resume_step or 0) + 1)
+        """Steps before the first one to come that have no line: not due, or lost with the end of the file."""
         write_json_lines(self._path, kept)
         self._remote = is_remote(self._path)
         self._records = kept if self._remote else []
@@ -104,7 +107,7 @@ class MetricsWriter:
 
 def read_metrics(workdir: os.PathLike[str] | str) -> list[dict[str, Any]]:
     """The objects of `workdir/metrics.jsonl` in order; a last line cut short by a crash is left out."""
-    return read_json_lines(epath.Path(workdir) / METRICS_FILE)
+    return read_json_lines(epath.Path(workdir) / METRICS_FILE, _OF_A_STEP)
 
 
 def record_events(file: epath.Path, step: int, events: Sequence[Mapping[str, Any]]) -> None:
@@ -112,7 +115,7 @@ def record_events(file: epath.Path, step: int, events: Sequence[Mapping[str, Any
 
     A resumed run takes steps again: their earlier events go.
     """
-    before = read_json_lines(file) if file.exists() else []
+    before = read_json_lines(file, _OF_A_STEP) if file.exists() else []
     write_json_lines(file, [*(one for one in before if one["step"] < step), *({"step": step, **one} for one in events)])
 
 
