@@ -25,19 +25,36 @@ mistake() {
 [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
   mistake "NAME '$name' must be at most 40 lower-case letters, digits and hyphens, beginning with a letter"
 
-# A YAML string of any text (JSON's are such); $( would be Kubernetes' own.
+# A YAML string of any text: what YAML would refuse or take for a line's end (control characters, separators, marks) is
+# written as its number. Byte by byte, whatever the locale.
 text() {
-  local value=$1
+  local LC_ALL=C value=$1 code byte escape
   value=${value//\\/\\\\}
   value=${value//\"/\\\"}
-  value=${value//$'\n'/\\n}
-  value=${value//$'\t'/\\t}
-  printf '"%s"' "${value//\$\(/\$\$\(}"
+  for code in {1..31} 127; do
+    printf -v escape '\\x%02x' "$code"
+    printf -v byte '%b' "$escape"
+    value=${value//"$byte"/"$escape"}
+  done
+  for code in {128..159}; do
+    printf -v escape '\\x%02x' "$code"
+    printf -v byte '%b' "\xc2$escape"
+    value=${value//"$byte"/"$escape"}
+  done
+  for code in 2028:e280a8 2029:e280a9 feff:efbbbf fffe:efbfbe ffff:efbfbf; do
+    byte=${code#*:}
+    printf -v byte '%b' "\x${byte:0:2}\x${byte:2:2}\x${byte:4:2}"
+    value=${value//"$byte"/"\u${code%:*}"}
+  done
+  printf '"%s"' "$value"
 }
+
+# An argument; Kubernetes reads $$ as $, and fills in $(NAME).
+argument() { text "${1//\$/\$\$}"; }
 
 args=(--config "${arguments[3]}" --workdir "${arguments[4]}" "${arguments[@]:5}")
 list=
-for argument in "${args[@]}"; do list+=", $(text "$argument")"; done
+for one in "${args[@]}"; do list+=", $(argument "$one")"; done
 
 case "$accelerator" in
   tpu-*)
@@ -57,8 +74,8 @@ case "$accelerator" in
     resource="nvidia.com/gpu: ${size#*x}"
     # jax knows TPU pods by themselves; here the first pod, by the name that JobSet gives it, is the coordinator.
     if ((hosts > 1)); then
-      for argument in --coordinator "$name-host-0-0.$name:8482" --processes "$hosts"; do
-        list+=", $(text "$argument")"
+      for one in --coordinator "$name-host-0-0.$name:8482" --processes "$hosts"; do
+        list+=", $(argument "$one")"
       done
       list+=", \"--process\", \"\$(JOB_COMPLETION_INDEX)\"" # Kubernetes fills it in
     fi

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from flax import nnx
 
 from mole_jax.config import Config, DecodingConfig, Dtype, ImageAspect, MeshConfig, ModelConfig, PromptName
-from mole_jax.config_check import check_decoding
-from mole_jax.errors import UserError
+from mole_jax.config_check import check_decoding, check_mesh
+from mole_jax.errors import UserError, nearest
 from mole_jax.model.llava import Llava
 from mole_jax.parameters import unflatten
 from mole_jax.serving.assistant import Assistant, Processor
+from mole_jax.serving.inputs import Picture, questions
 from mole_jax.weights.open import open_model, open_source
 
 
@@ -42,12 +44,23 @@ def load(
         The model, whose ``model(tokens, images, positions, segment_ids)`` gives logits, and its processor.
 
     Raises:
-        UserError: the weights or the tokenizer cannot be read, or the mesh does not divide them.
+        UserError: a setting makes no sense, the weights or the tokenizer cannot be read, or the mesh does not divide
+            them.
     """
+    mesh = check_mesh(mesh or MeshConfig(data=1))
+    for name, value, kind in (
+        ("dtype", dtype, Dtype),
+        ("prompt", prompt, PromptName),
+        ("image_aspect", image_aspect, ImageAspect),
+    ):
+        if value is not None and value not in get_args(kind):
+            raise UserError(
+                f"{name} is {value!r}{nearest(str(value), get_args(kind))}; it is one of {', '.join(get_args(kind))}"
+            )
     source = open_source(path, base=base, alpha=alpha)
     if tokenizer is None and source.tokenizer is None:
         raise UserError(f"{path}: has no tokenizer.model or tokenizer.json; name a folder that has one as tokenizer")
-    settings = Config(model=ModelConfig(tokenizer=tokenizer, frozen_dtype=dtype), mesh=mesh or MeshConfig(data=1))
+    settings = Config(model=ModelConfig(tokenizer=tokenizer, frozen_dtype=dtype), mesh=mesh)
     found = open_model(settings, source)
     prompt, image_aspect = prompt or source.prompt or "v1", image_aspect or source.image_aspect or "pad"
     processor = Processor(found.tokenizer, source.architecture, prompt, image_aspect)
@@ -57,26 +70,34 @@ def load(
 def generate(
     model: Llava,
     processor: Processor,
-    prompts: Sequence[str],
-    images: Sequence[Sequence[str | bytes]] | None = None,
+    prompts: str | Sequence[str],
+    images: Picture | Sequence[Picture | Sequence[Picture] | None] | None = None,
     *,
     decoding: DecodingConfig | None = None,
     batch_size: int = 8,
 ) -> list[str]:
-    """Answers questions; ``images[i]`` belong to ``prompts[i]``, each a path or a file's content.
+    """Answers one question or several, about images or none.
 
     Args:
         model, processor: what `load` returned.
-        prompts: questions, with an ``<image>`` where an image belongs, or without to have the images stand before.
-        images: per question. None: there are none.
+        prompts: a question or a list of them, with an ``<image>`` where an image belongs, or without to have the images
+            stand before.
+        images: for one question its image, or a list of them. For a list of questions a list with an entry for each:
+            an image, a list of them, or None. An image is a path, a file's content (bytes), a PIL image, or a numpy
+            array of shape (H, W, 3) of uint8, RGB. None: there are none.
         decoding: how to decode. None: greedily, at most 128 tokens.
         batch_size: questions decoded at a time.
 
+    Returns:
+        The answers, one for each question; a list also for one.
+
     Raises:
-        UserError: a setting makes no sense, a question is too long or has another number of images than
-            placeholders, or an image cannot be read.
+        UserError: an argument is of another type or shape, a setting makes no sense, a question is too long or has
+            another number of images than placeholders, or an image cannot be read.
     """
     decoding = check_decoding(decoding or DecodingConfig(max_new_tokens=128), "decoding")
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}, it must be at least 1")
+    asked = questions(prompts, images)
     assistant = Assistant.of(model, processor, decoding, batch_size)
-    given = [()] * len(prompts) if images is None else images
-    return assistant.answers([assistant.prompt(question, own) for question, own in zip(prompts, given, strict=True)])
+    return assistant.answers([assistant.prompt(question, own) for question, own in asked])

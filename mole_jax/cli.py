@@ -166,6 +166,8 @@ def execute[T](path: str, function: str, kind: type[T]) -> T:
         value = get()
     except UserError:
         raise
+    except SystemExit as error:
+        raise UserError(f"{path}{_line(error, path)}: ends the program (SystemExit); it should only return") from None
     except Exception as error:
         raise UserError(f"{path}{_line(error, path)}: {_reason(error)}") from None
     if not isinstance(value, kind):
@@ -181,7 +183,7 @@ def _execute(path: str) -> Config:
         raise UserError(f"{path}: {error}") from None
 
 
-def _line(error: Exception, path: str) -> str:
+def _line(error: BaseException, path: str) -> str:
     """ ", line N" of the config file's last line in the traceback."""
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}"

@@ -30,6 +30,17 @@ def job_client() -> Any:
     return distributed.global_state.client
 
 
+def jax_flags() -> dict[str, Any]:
+    """Returns the value of every flag of jax, by name.
+
+    Private: `jax.config.values` (jax 0.12.0) has no underscore, but no documentation either. The public attributes of
+    `jax.config` can be read, not listed.
+    """
+    import jax
+
+    return dict(jax.config.values)
+
+
 def on_tpu_vm() -> bool:
     """Returns whether this machine is a TPU VM that Google Cloud set up, as jax found when it was imported.
 

@@ -6,7 +6,16 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mole_jax.config import ATTENTION_TARGETS, GROUPS, MLP_TARGETS, AdapterConfig, Config, DecodingConfig, DomainConfig
+from mole_jax.config import (
+    ATTENTION_TARGETS,
+    GROUPS,
+    MLP_TARGETS,
+    AdapterConfig,
+    Config,
+    DecodingConfig,
+    DomainConfig,
+    MeshConfig,
+)
 from mole_jax.errors import UserError, nearest
 from mole_jax.terminal import escaped, shortened
 
@@ -30,6 +39,14 @@ def check_tasks(config: Config) -> None:
     """Raises `UserError` if a config names no tasks, for commands that have nothing to do without."""
     if not config.evaluation.tasks:
         raise UserError("config: evaluation.tasks is empty; add a TaskConfig(name, path)")
+
+
+def check_mesh(mesh: MeshConfig) -> MeshConfig:
+    """Returns `mesh` if its values make sense; raises `UserError` naming the value as ``mesh.name`` if not."""
+    for holds, message in _axes(mesh):
+        if not holds:
+            raise UserError(message)
+    return mesh
 
 
 def check_decoding(decoding: DecodingConfig, field: str) -> DecodingConfig:
@@ -181,12 +198,16 @@ def _optimizer(config: Config) -> Rows:
 
 def _mesh(config: Config) -> Rows:
     mesh, kind = config.mesh, config.adapter.kind
-    yield mesh.data == -1 or mesh.data >= 1, f"mesh.data is {mesh.data}, it must be -1 or over 0"
-    yield from _at_least_1("mesh", mesh, "fsdp", "expert", "tensor", "slices")
+    yield from _axes(mesh)
     yield (
         mesh.expert == 1 or kind == "mole",
         f"mesh.expert is {mesh.expert} but adapter.kind {kind} has no experts to split; set it to 1",
     )
+
+
+def _axes(mesh: MeshConfig) -> Rows:
+    yield mesh.data == -1 or mesh.data >= 1, f"mesh.data is {mesh.data}, it must be -1 or over 0"
+    yield from _at_least_1("mesh", mesh, "fsdp", "expert", "tensor", "slices")
 
 
 def _checkpoint(config: Config) -> Rows:

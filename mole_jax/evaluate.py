@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 
 from mole_jax import cli
 from mole_jax.config_check import check_tasks
@@ -27,8 +28,11 @@ def main() -> None:
         from mole_jax.evaluation.checkpoint import evaluate_checkpoint
         from mole_jax.evaluation.tables import aligned, score_rows
         from mole_jax.files import absolute
+        from mole_jax.workdir import claimed
 
-        result = evaluate_checkpoint(config, flags.checkpoint, absolute(flags.workdir), base=flags.base)
+        workdir = absolute(flags.workdir)
+        with claimed(workdir) if hosts.is_first() else nullcontext():
+            result = evaluate_checkpoint(config, flags.checkpoint, workdir, base=flags.base)
         if hosts.is_first():
             print(aligned(score_rows(result)))
             for name, task in result["tasks"].items():
@@ -62,11 +66,14 @@ def _compare() -> None:
     flags = parser.parse_args()
     from mole_jax.evaluation.compare import compare
     from mole_jax.files import absolute
+    from mole_jax.workdir import claimed
 
     found = compare(*flags.compare)
     print(escaped(found.text(), keep="\n"))
     if flags.workdir is not None:
-        found.write(absolute(flags.workdir))
+        workdir = absolute(flags.workdir)
+        with claimed(workdir):
+            found.write(workdir)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 from mole_jax import cli
 from mole_jax.config_check import check_tasks
@@ -20,9 +21,11 @@ def main() -> None:
         from mole_jax.evaluation.routing import routing_of_checkpoint
         from mole_jax.evaluation.routing_report import text
         from mole_jax.files import absolute
+        from mole_jax.workdir import claimed
 
         workdir, by_layer = absolute(flags.workdir), flags.knock_out == "layers"
-        routed = routing_of_checkpoint(config, flags.checkpoint, workdir, base=flags.base, by_layer=by_layer)
+        with claimed(workdir) if hosts.is_first() else nullcontext():
+            routed = routing_of_checkpoint(config, flags.checkpoint, workdir, base=flags.base, by_layer=by_layer)
         if hosts.is_first():
             print(escaped(text(routed), keep="\n"))
             print(f"\nreport: {workdir / 'routing.md'}")

@@ -8,12 +8,14 @@ import warnings
 from typing import Literal
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
 from mole_jax.clip import CLIP_MEAN
 from mole_jax.data.colour import remarks, to_rgb
 from mole_jax.errors import UserError
+from mole_jax.files import is_remote
 from mole_jax.terminal import shortened
 
 PAD_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
@@ -94,7 +96,11 @@ def _name(image: str | bytes) -> str:
 def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Image.Image:
     source = io.BytesIO(image) if isinstance(image, bytes) else _inside(image, root, name)
     try:
+        if is_remote(root or "") and isinstance(source, epath.Path):
+            source = io.BytesIO(source.read_bytes())
         return Image.open(source, formats=FORMATS)
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist in {root}; check the path or set image_root") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({_reason(error)}); scale it down") from None
     except MemoryError:
@@ -106,10 +112,9 @@ def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Ima
         ) from None
 
 
-def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Path:
+def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Path | epath.Path:
     if root is None:
         raise UserError(f"{name} is a path but no image folder is known; set image_root")
-    folder = pathlib.Path(root).resolve()
     relative = pathlib.PurePath(path)
     if not path or "\0" in path:
         raise UserError(f"{name} is not a path; write one relative to {root}")
@@ -119,6 +124,12 @@ def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Pa
             f"{name} is no path, a name in one has at most {MOST_NAME_BYTES} bytes and all of it {MOST_PATH_BYTES}; if "
             "it is the image itself (base64), write it to a file and give that one's path"
         )
+    if is_remote(root):
+        # A bucket has no symbolic links, and whether the object is there shows when it is read.
+        if ".." in relative.parts or relative.is_absolute() or is_remote(path):
+            raise UserError(f"{name} leaves its folder {root}; write it relative to that folder, without '..'")
+        return epath.Path(root) / path
+    folder = pathlib.Path(root).resolve()
     # An absolute path that stays inside its folder is as good as a relative one.
     inside = not relative.is_absolute() or any(map(relative.is_relative_to, (folder, pathlib.Path(root).absolute())))
     if ".." in relative.parts or not inside:

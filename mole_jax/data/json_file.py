@@ -11,16 +11,17 @@ import hashlib
 import itertools
 import json
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int
 
 from mole_jax.errors import UserError
+from mole_jax.files import PathLike, is_remote
 from mole_jax.terminal import shortened
 
 _SIGNATURES = (
@@ -51,13 +52,13 @@ class FileRecords(Sequence):
     for a JSONL file is found only then.
     """
 
-    def __init__(self, path: str | pathlib.Path):
+    def __init__(self, path: PathLike):
         """Reads the file through once.
 
         Raises:
           UserError: it is missing, empty or no list of records; the message says what it is, in one line.
         """
-        self.path = pathlib.Path(path)
+        self.path = epath.Path(path)
         self.file = str(path)
         """Name of the file, for messages."""
         content = _read(self.path)
@@ -107,21 +108,27 @@ class FileRecords(Sequence):
     def __getitem__(self, index: int) -> Any:
         start, end = (int(value) for value in self._spans[index])
         try:
-            # Opened every time: cheap beside decoding, and safe with threads and in worker processes.
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                changed = os.fstat(handle).st_size != self._size
-                content = os.pread(handle, end - start, start)
-            finally:
-                os.close(handle)
+            content = self._bytes(start, end)
         except OSError as error:
             raise UserError(f"{self.file}: cannot be read any more ({error.strerror}); put it back") from None
-        if changed:
-            raise UserError(f"{self.file}: the file has changed since it was opened; start again")
         try:
             return decode(content)
         except ValueError as error:
             raise UserError(f"{self.file}: record {index} is not JSON ({error}); correct that line") from None
+
+    def _bytes(self, start: int, end: int) -> bytes:
+        # Opened every time: cheap beside decoding, and safe with threads and in worker processes.
+        if is_remote(self.path):
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            if os.fstat(handle).st_size != self._size:
+                raise UserError(f"{self.file}: the file has changed since it was opened; start again")
+            return os.pread(handle, end - start, start)
+        finally:
+            os.close(handle)
 
     def values(self) -> Iterator[Any]:
         """Yields all records in order, faster than by index; None for one that is not JSON."""
@@ -160,7 +167,7 @@ def _kind_of(start: str) -> str:
     return {"[": "a list", '"': "text", "t": "a truth value", "f": "a truth value", "n": "null"}.get(start, "a number")
 
 
-def _read(path: pathlib.Path) -> bytes:
+def _read(path: epath.Path) -> bytes:
     try:
         if path.is_dir():
             inside = sorted(one.name for one in path.iterdir() if one.suffix in (".json", ".jsonl"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
 
 from mole_jax.config import DomainConfig
 from mole_jax.data.conversation import IMAGE, Example, Turn, image_count
@@ -36,7 +37,7 @@ def image_root(path: str, root: str | None) -> str | None:
     """Returns the folder of a file's images: `root`, or the folder of `path` where that is a file."""
     if root is not None:
         return root
-    return None if path.startswith(TFDS) else str(pathlib.Path(path).parent)
+    return None if path.startswith(TFDS) else str(epath.Path(path).parent)
 
 
 def parse_record(raw: Any, *, file: str, index: int, domain: str) -> Example:

@@ -27,6 +27,7 @@ from mole_jax.compat import job_client
 from mole_jax.errors import UserError, print_error
 from mole_jax.parallel.launch import Launch, find
 from mole_jax.parallel.roll_call import call_roll
+from mole_jax.parallel.settings import program_settings
 from mole_jax.terminal import escaped
 
 MEETING_SECONDS = 1800.0
@@ -49,7 +50,8 @@ def joined(flags: argparse.Namespace, *, preemptible: bool) -> Iterator[None]:
         preemptible: the body asks `told_to_stop` at every step; otherwise a SIGTERM ends the process at once.
 
     Raises:
-        UserError: the flags make no sense, or not all processes came in time (the message names them).
+        UserError: the flags make no sense, not all processes came in time (the message names them), or their versions
+            or flags of jax differ.
     """
     global _job
     launch = find(flags)
@@ -70,6 +72,7 @@ def joined(flags: argparse.Namespace, *, preemptible: bool) -> Iterator[None]:
     )
     _job = Job(launch, names, flags.host_timeout)
     try:
+        agree("settings of jax", program_settings())  # programs that differ abort in C++, or wait for ever
         yield
     except BaseException as error:
         if not (isinstance(error, SystemExit) and _job.stopping):
@@ -89,6 +92,8 @@ class Job:
         self.stopping = False
         """Whether all processes agreed to leave early."""
         self._turns: collections.Counter[str] = collections.Counter()
+        self._heard: tuple[dict[int, str], dict[int, str]] = {}, {}
+        """By process the notes of those who left, and the signs of life: as process 0 last told them."""
         self._ending, self._done = threading.Lock(), threading.Event()
         libc = ctypes.CDLL(None)
         # Where process 0 is gone, jax aborts every other process, from a thread of its own and without a word about
@@ -98,8 +103,11 @@ class Job:
         # heartbeat either way, so all that the option would take away is that backstop.
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
         libc.signal(signal.SIGABRT, self._on_abort)
-        self._thread = threading.Thread(target=self._watch, daemon=True, name="hosts")
-        self._thread.start()
+        # Two threads, because a call blocks for as long as process 0 is frozen, and silence must be found out on time.
+        works = {"signs": self._exchange, "watch": self._watch}
+        self._threads = [threading.Thread(target=work, daemon=True, name=name) for name, work in works.items()]
+        for thread in self._threads:
+            thread.start()
 
     def called(self, process: int) -> str:
         return f"process {process} on {self.names[process]}"
@@ -146,40 +154,54 @@ class Job:
             traceback.print_exception(error)
         elif not isinstance(error, KeyboardInterrupt):
             traceback.print_exception(error)
-        note = {"status": status, "message": message}
-        self.client.key_value_set(f"mole_jax/left/{self.process}", json.dumps(note), allow_overwrite=True)
+        key, note = f"mole_jax/left/{self.process}", json.dumps({"status": status, "message": message})
+        leave = threading.Thread(target=lambda: self.client.key_value_set(key, note, allow_overwrite=True), daemon=True)
+        leave.start()
+        leave.join(self._timeout)  # a frozen process 0 would not take it
         self._end(status)
 
     def finish(self) -> None:
         """Waits until all processes have come to the end."""
         self.meet(self.turn("end"), "end", "", MEETING_SECONDS)
         self._done.set()
-        self._thread.join()
+        for thread in self._threads:  # jax takes the client down at exit, which must not be under a call
+            thread.join(self._timeout)
 
-    def _watch(self) -> None:
-        """Shows that this process lives, and ends it with one line when another does not."""
-        seen = dict.fromkeys(range(len(self.names)), ("", time.monotonic()))
+    def _exchange(self) -> None:
+        """Shows that this process lives, and asks process 0, which keeps the signs of all, about the others."""
         for beat in range(sys.maxsize):
-            if self._done.wait(self._beat):
-                return
             try:
                 self.client.key_value_set(f"mole_jax/alive/{self.process}", str(beat), allow_overwrite=True)
-                left = self.client.key_value_dir_get("mole_jax/left/")
-                alive = self.client.key_value_dir_get("mole_jax/alive/")
+                self._heard = self._read("mole_jax/left/"), self._read("mole_jax/alive/")
             except jax.errors.JaxRuntimeError:
-                left, alive = [], []
-            now = time.monotonic()
-            for key, said in left:
+                pass  # `_watch` sees that nothing new comes
+            if self._done.wait(self._beat):
+                return
+
+    def _read(self, folder: str) -> dict[int, str]:
+        return {int(key.rpartition("/")[2]): value for key, value in self.client.key_value_dir_get(folder)}
+
+    def _watch(self) -> None:
+        """Ends this process with one line when another does not live."""
+        now, before = 0.0, time.monotonic()
+        heard, last = self._heard, now
+        seen = dict.fromkeys(range(len(self.names)), ("", now))
+        while not self._done.wait(self._beat):
+            # A clock that stands while this process is frozen itself: it must not take the others for silent then.
+            after = time.monotonic()
+            now, before = now + min(after - before, 2 * self._beat), after
+            if self._heard is not heard:
+                heard, last = self._heard, now
+            left, alive = heard
+            for process, said in left.items():
                 found = json.loads(said)
-                self._stop(int(key.rpartition("/")[2]), f"stopped: {found['message']}", found["status"])
-            for key, sign in alive:
-                process = int(key.rpartition("/")[2])
+                self._stop(process, f"stopped: {found['message']}", found["status"])
+            for process, sign in alive.items():
                 if seen[process][0] != sign:
                     seen[process] = (sign, now)
-            silent = [process for process, (_, when) in seen.items() if now - when > self._timeout]
-            if len(silent) == len(seen):
-                silent = [0]  # it keeps the signs of all
-            for process in silent:
+            # Where nothing is heard from process 0, nothing is known of the others.
+            silent = [process for process, (_, when) in seen.items() if last - when > self._timeout]
+            for process in [0] if now - last > self._timeout else silent:
                 self._stop(process, f"is gone (no sign of life for {self._timeout:g} s)", 1)
 
     def _stop(self, process: int, what: str, status: int) -> None:
@@ -278,7 +300,7 @@ def agree(what: str, facts: Mapping[str, Any]) -> None:
         return None
 
     if (line := first(what, difference)) is not None:
-        raise UserError(f"{what}: {line}; start all processes with the same command, version and data")
+        raise UserError(f"{what}: {line}; start all processes with the same command, environment, version and data")
 
 
 def told_to_stop(step: int) -> bool:

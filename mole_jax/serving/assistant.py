@@ -18,6 +18,7 @@ from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parameters import Tree
+from mole_jax.serving.inputs import Picture, content, pictures
 from mole_jax.serving.sampler import Prompt, Sampler, ending
 from mole_jax.tokenizer import Tokenizer
 
@@ -35,19 +36,23 @@ class Processor:
     image_aspect: ImageAspect
 
     def __call__(
-        self, question: str | Sequence[Turn], images: Sequence[str | bytes] = (), root: str | Path | None = None
+        self,
+        question: str | Sequence[Turn],
+        images: Picture | Sequence[Picture] | None = None,
+        root: str | Path | None = None,
     ) -> Prompt:
         """Returns the prompt after which the model answers.
 
         Args:
             question: one question, or the turns of a conversation of which the last is the user's.
-            images: paths or file contents, one per ``<image>``. Without an ``<image>`` in the words they stand
+            images: a picture or a list of them, one per ``<image>``. Without an ``<image>`` in the words they stand
                 before the first turn.
             root: folder that paths are relative to and must stay inside. None: any path will do.
 
         Raises:
             UserError: the numbers of images and placeholders differ, or an image cannot be read.
         """
+        images = pictures(images, "images")
         turns = [Turn("user", question)] if isinstance(question, str) else list(question)
         if images and not any(IMAGE in turn.text for turn in turns):
             turns[0] = Turn("user", f"{IMAGE}\n" * len(images) + turns[0].text)
@@ -59,7 +64,8 @@ class Processor:
         pixels = [self._pixels(one, root) for one in images]
         return Prompt(tokens, np.stack(pixels) if pixels else np.zeros((0, image.size, image.size, 3), np.uint8))
 
-    def _pixels(self, image: str | bytes, root: str | Path | None) -> np.ndarray:
+    def _pixels(self, picture: Picture, root: str | Path | None) -> np.ndarray:
+        image = content(picture)
         if root is None and isinstance(image, str):
             file = Path(image).expanduser().resolve()
             image, root = file.name, file.parent
@@ -92,7 +98,10 @@ class Assistant:
         return cls(processor, nnx.to_pure_dict(state), sampler)
 
     def prompt(
-        self, question: str | Sequence[Turn], images: Sequence[str | bytes] = (), root: str | Path | None = None
+        self,
+        question: str | Sequence[Turn],
+        images: Picture | Sequence[Picture] | None = None,
+        root: str | Path | None = None,
     ) -> Prompt:
         """As `Processor`; raises `UserError` also if prompt and answer may not fit into the model's positions."""
         prompt = self.processor(question, images, root)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +16,7 @@ from mole_jax import config_json
 from mole_jax.data.json_file import decode
 from mole_jax.data.records import check_text
 from mole_jax.errors import UserError, nearest
+from mole_jax.files import explained
 from mole_jax.serving.assistant import Assistant
 from mole_jax.serving.sampler import Prompt
 from mole_jax.terminal import shortened
@@ -64,14 +68,13 @@ def answer_file(
         on_bad: stop at a question that cannot be asked, or leave it out and report it.
 
     Raises:
-        UserError: a file cannot be read, `output` holds answers made otherwise, or a question is bad. What was
-            answered until then is in `output`.
+        UserError: a file cannot be read or written, `output` holds answers made otherwise or belongs to another
+            process, or a question is bad. What was answered until then is in `output`.
     """
     processor, outcome = assistant.processor, Outcome()
     decoding = config_json.to_json(assistant.sampler.decoding)
     made = {"prompt": processor.prompt, "image_aspect": processor.image_aspect, "decoding": decoding}
     common = {"model_id": model_id, "metadata": made}
-    before = _answered(output, common)
     root = questions.parent if image_root is None else image_root
 
     def prompts() -> Iterator[tuple[Question, Prompt]]:
@@ -96,15 +99,45 @@ def answer_file(
             yield question, dataclasses.replace(prompt, number=question.number)
 
     seen: set[str] = set()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a", encoding="utf-8") as file:
+    with _held(output):
+        before = _answered(output, common)
         for batch in itertools.batched(prompts(), assistant.sampler.batch_size):
+            lines = []
             for (question, _), text in zip(batch, assistant.answers([prompt for _, prompt in batch]), strict=True):
                 answer = {"question_id": question.id, "prompt": question.text, "text": text, **common}
-                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-            file.flush()
+                lines.append(json.dumps(answer, ensure_ascii=False) + "\n")
+            with explained(output), output.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
             outcome.answered += len(batch)
     return outcome
+
+
+@contextmanager
+def _held(output: Path) -> Iterator[None]:
+    """Makes the file and keeps it from a second process, which would answer the same questions."""
+    if output.exists() and not output.is_file():
+        raise UserError(f"{output}: is no file; choose another --output")
+    with explained(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(output, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, output)
+        yield
+    finally:
+        os.close(descriptor)  # and with it goes the lock
+
+
+def _lock(descriptor: int, output: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{output}: another process writes its answers there; wait for it or choose another --output"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{output}: its file system cannot lock files ({error.strerror}); choose another --output"
+        ) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

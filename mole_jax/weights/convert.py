@@ -10,7 +10,7 @@ from etils import epath
 
 from mole_jax.config import AdapterConfig, MeshConfig
 from mole_jax.errors import UserError
-from mole_jax.files import absolute
+from mole_jax.files import absolute, explained
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of
@@ -47,7 +47,8 @@ def convert(
         vision: a CLIP's folder or hub name, where the input is a language model; the projector is drawn from seed 0.
 
     Raises:
-        UserError: the input is not recognised or cannot be brought into that format, or the output exists.
+        UserError: the input is not recognised or cannot be brought into that format, or the output exists or cannot be
+            written.
     """
     if _holds_model(absolute(output)):
         raise UserError(f"{output}: already holds a model; choose another --output or remove it")
@@ -60,7 +61,9 @@ def convert(
     leaves = _leaves(chosen, export)
     kept = leaves if expert is None else single_expert(leaves, source.adapter, expert, where=source_path)[0]
     assert chosen.write is not None
-    written = chosen.write(dataclasses.replace(export, leaves=kept), output)
+    with explained(output):  # the input has been opened: what the system refuses from here on is the output
+        absolute(output).mkdir(parents=True, exist_ok=True)
+        written = chosen.write(dataclasses.replace(export, leaves=kept), output)
     return f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"
 
 

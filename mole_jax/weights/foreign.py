@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from mole_jax import config_json
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
 from mole_jax.weights.leaf import Leaf, Leaves
@@ -27,6 +29,8 @@ MODULES = {
     "down_proj": "mlp.down_proj",
 }
 """Llama's name of each projection within its layer."""
+HEADER = "mole_jax"
+"""Our own entry in the header of a safetensors file of another project's format."""
 _NAMED = 5  # a message names so many keys and counts the rest
 
 
@@ -50,6 +54,26 @@ class AdapterFile:
     image_aspect: ImageAspect | None = None
     base_hash: str | None = None
     """Hash of the base that the file belongs to; None: it does not say."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnHeader:
+    """What our files of other projects' formats say beside their tensors; nothing where others wrote them."""
+
+    adapter: AdapterConfig | None = None
+    prompt: PromptName | None = None
+    image_aspect: ImageAspect | None = None
+
+
+def own_header(metadata: Mapping[str, str], where: Path) -> OwnHeader:
+    """Reads our own entry of a file's header; raises `UserError` if it is damaged."""
+    try:
+        values = json.loads(metadata.get(HEADER, "{}"))
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: its header's '{HEADER}' is no JSON object ({error}); convert it again") from None
+    return config_json.dataclass_from_json(values, OwnHeader, where=f"{where}: header")
 
 
 class Tensors(Protocol):

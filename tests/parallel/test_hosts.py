@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from mole_jax import cli
@@ -32,16 +33,19 @@ HOST = socket.gethostname()
 class Job:
     """Real processes of one command, none of which outlives the test (`jobs`)."""
 
-    def __init__(self, count: int, *command: str, folder, **environment: str):
+    def __init__(self, count: int, *command: str, folder, timeout=10, last: dict[str, str] | None = None, **env: str):
+        """Starts the processes with variables `env`; the last of them with those of `last` too."""
         place, self.logs = address(), [folder / f"log{i}" for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
-            flags = ["--coordinator", place, "--processes", str(count), "--process", str(i), "--host-timeout", "10"]
+            flags = ["--coordinator", place, "--processes", str(count), "--process", str(i)]
+            flags += ["--host-timeout", str(timeout)]
+            own = {**os.environ, "JAX_PLATFORMS": "cpu", **env, **((last or {}) if i == count - 1 else {})}
             with log.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, *command, *flags],
-                        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+                        env=own,
                         cwd=tiny.ROOT,
                         stdout=file,
                         stderr=subprocess.STDOUT,
@@ -94,6 +98,11 @@ def main():
         print("first:", hosts.first("number", lambda: [me, 7]), "gathered:", hosts.gathered("number", me), flush=True)
         hosts.agree("config", {"rows": 8})
         told(lambda: hosts.agree("config", {"rows": 8 + 8 * me, "seed": 0}))
+        if flags.end == "frozen":
+            hosts.barrier("breakfast")
+            if me == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            hosts.barrier("lunch")
         if flags.end == "killed":
             if me == 0:
                 told(lambda: hosts.barrier("lunch", timeout=1))
@@ -107,9 +116,8 @@ run_door(main)
 """
 
 
-def test_meetings_and_the_death_of_the_coordinator(jobs, tmp_path):
-    (tmp_path / "meetings.py").write_text(MEETINGS)
-    job = jobs(2, str(tmp_path / "meetings.py"), "killed", folder=tmp_path, PYTHONPATH=str(tiny.ROOT))
+def test_meetings_and_the_death_of_the_coordinator(meetings):
+    job = meetings(2, "killed")
     began = time.monotonic()
     assert job.wait() == [-signal.SIGKILL, 1]
     assert time.monotonic() - began < 300, "process 1 would have slept for ten minutes"
@@ -124,14 +132,70 @@ def test_meetings_and_the_death_of_the_coordinator(jobs, tmp_path):
     assert last in second
 
 
-def test_one_mistake_stops_all(jobs, tmp_path):
+def test_one_mistake_stops_all(meetings):
     """A process that finds its own mistake does not leave the others waiting for it."""
-    (tmp_path / "meetings.py").write_text(MEETINGS)
-    job = jobs(2, str(tmp_path / "meetings.py"), "mistaken", folder=tmp_path, PYTHONPATH=str(tiny.ROOT))
+    job = meetings(2, "mistaken")
     assert job.wait() == [2, 2]
     mistake = "the disk of process 1 is full; free some"
     assert f"error: {mistake}" in job.lines(1)
     assert f"error: process 1 on {HOST} stopped: {mistake}; process 0 on {HOST} stops too" in job.lines(0)
+
+
+@pytest.fixture
+def meetings(jobs, tmp_path):
+    """Starts `MEETINGS`."""
+    (tmp_path / "meetings.py").write_text(MEETINGS)
+
+    def start(count: int, end: str, **options) -> Job:
+        return jobs(count, str(tmp_path / "meetings.py"), end, folder=tmp_path, PYTHONPATH=str(tiny.ROOT), **options)
+
+    return start
+
+
+def is_frozen(process: subprocess.Popen) -> bool:
+    return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+
+
+def ends(job: Job, began: float, seconds: float) -> list[int]:
+    """Returns the statuses of all processes but the first, which have to end in time."""
+    return [process.wait(timeout=max(0, began + seconds - time.monotonic())) for process in job.processes[1:]]
+
+
+def test_a_frozen_coordinator_is_named_in_time(meetings):
+    """Every call to it blocks, and still the others end by themselves, each with the line that names it."""
+    job = meetings(3, "frozen", timeout=4)
+    until(job, lambda: is_frozen(job.processes[0]))
+    assert ends(job, time.monotonic(), 4 + 5) == [1, 1]
+    line = f"error: process 0 on {HOST} is gone (no sign of life for 4 s); process {{}} on {HOST} stops too; "
+    for i in (1, 2):
+        assert line.format(i) + "the same command on all resumes the run" in job.lines(i)
+    # It goes on when it is thawed, and then finds out about the others as it would have before.
+    job.processes[0].send_signal(signal.SIGCONT)
+    assert job.processes[0].wait(timeout=60) == 1
+    assert any("is gone (no sign of life for 4 s); process 0" in line for line in job.lines(0))
+
+
+@pytest.mark.parametrize(
+    ("last", "differs"),
+    [
+        ({"JAX_ENABLE_X64": "1"}, "process 1 on {0} has jax_enable_x64 True, process 0 on {0} False"),
+        (
+            {"JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+            "process 1 on {0} has jax_default_matmul_precision 'highest', process 0 on {0} None",
+        ),
+        (
+            {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true --xla_dump_to=/tmp/nowhere"},
+            "process 1 on {0} has XLA_FLAGS '--xla_cpu_enable_fast_math=true', process 0 on {0} ''",
+        ),
+    ],
+)
+def test_a_flag_of_jax_on_one_process_is_told_before_anything_is_computed(meetings, last, differs):
+    job = meetings(2, "mistaken", last=last, XLA_FLAGS="")
+    assert job.wait() == [2, 2]
+    for i in (0, 1):
+        (line,) = (line for line in job.lines(i) if line.startswith("error: settings of jax"))
+        assert line.startswith(f"error: settings of jax: {differs.format(HOST)}; start all processes with the same")
+        assert not any(line.startswith("first:") for line in job.lines(i))
 
 
 EPOCHS = 4
@@ -275,6 +339,23 @@ def test_a_sigterm_to_one_stops_all_at_one_step_and_one_resumes(one, started, tm
     step = newest(workdir)
     assert f"stopped by SIGTERM at step {step}; the same command resumes from there" in job.lines(0)
     assert step == len(metrics(workdir)) < len(metrics(one))
+    again = started(workdir, 1)
+    assert again.wait() == [0], again.lines(0)[-20:]
+    check_same(workdir, one)
+
+
+@pytest.mark.slow
+def test_a_coordinator_frozen_while_training_is_named_and_the_run_resumes(one, started, tmp_path):
+    workdir = tmp_path / "run"
+    job = started(workdir, 2)
+    until(job, lambda: newest(workdir) >= 5)
+    job.processes[0].send_signal(signal.SIGSTOP)
+    assert ends(job, time.monotonic(), 10 + 10) == [1]
+    assert any(
+        line.startswith(f"error: process 0 on {HOST} is gone (no sign of life for 10 s)") for line in job.lines(1)
+    )
+    job.processes[0].kill()
+    job.processes[0].wait()
     again = started(workdir, 1)
     assert again.wait() == [0], again.lines(0)[-20:]
     check_same(workdir, one)

@@ -7,6 +7,7 @@ import concurrent.futures
 import os
 import re
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -139,3 +140,27 @@ def test_the_roll_finds_another_count():
     place = address()
     for line in roll([Launch(place, 2, 0, None), Launch(place, 3, 1, None)], 20):
         assert line.startswith(f"process 1 on {HOST} expects 3 processes, process 0 on {HOST} 2")
+
+
+def test_the_roll_finds_two_processes_of_one_number_on_one_host():
+    place = address()
+    for line in roll([Launch(place, 3, 0, None), *[Launch(place, 3, 1, None)] * 2], 20):
+        assert line == f"two processes have number 1 (both on {HOST}); number them from 0 to 2, each once"
+
+
+def test_the_roll_finds_a_second_process_0():
+    place = address()
+    for line in roll([Launch(place, 2, 0, None)] * 2, 20):
+        assert line == f"two processes have number 0 (both on {HOST}); number them from 0 to 1, each once"
+
+
+def test_a_port_of_another_program_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        threading.Thread(target=lambda: server.accept()[0].sendall(b"3\n"), daemon=True).start()
+        (line,) = roll([Launch(place, 2, 0, None)], 20)
+        assert line.startswith(f"coordinator {place}: cannot open the port (")
+        (line,) = roll([Launch(place, 2, 1, None)], 1)
+        assert line.startswith(
+            f"process 0 is missing: what listens gives no answer at {place} within 1 s; it is frozen"
+        )

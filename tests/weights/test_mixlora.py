@@ -139,6 +139,9 @@ def test_mistakes_are_told_in_one_line(exported, golden, tmp_path):
             "'routing_strategy' is 'mixlora-dynamic', only 'mixlora' or 'mixtral'",
         ),
         ({"expert_lora": {"r": 8}}, r"'expert_lora' is .*, only none is supported"),
+        ({"act_fn": "gelu_new"}, "'act_fn' is 'gelu_new', which is not read here"),
+        ({"a_setting_of_tomorrow": 1}, "'a_setting_of_tomorrow' is 1, which is not read here"),
+        ({"lora_dropout": "some"}, "'lora_dropout' is 'some'"),
         ({"r": 0}, "'r' is 0, expected a whole number of at least 1"),
         ({"target_modules": ["w1"]}, r"'target_modules' is \['w1'\], expected some of q_proj"),
         ({"num_experts": 2}, "says other settings than the tensors' own header"),
@@ -148,6 +151,10 @@ def test_mistakes_are_told_in_one_line(exported, golden, tmp_path):
             open_source(str(folder))
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "adapter_model.safetensors")
+    for header, message in (("{", "is no JSON object"), ('{"prompt": "v9"}', "header: prompt expects one of v1")):
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"mole_jax": header})
+        with pytest.raises(UserError, match=message):
+            open_source(str(folder))
     tensors["more"] = tensors.pop(LAYER.format(0) + "mlp.moe_gate.weight")
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"1 missing: mixlora.layers.0.mlp.moe_gate.weight; 1 unknown: more"):

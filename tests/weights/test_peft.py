@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from mole_jax.errors import UserError
 from mole_jax.weights.convert import convert
 from mole_jax.weights.open import open_source
+from mole_jax.weights.peft_config import adapter_from_peft
 from tests.weights.runs import leaves_of, logits, trained_run
 from tests.weights.torch_format import torch_save
 
@@ -139,9 +141,13 @@ def test_mistakes_are_told_in_one_line(adapter):
     for changes, match in (
         ({"r": 8}, r"says rank \(r\) 8, the tensors have 3"),
         ({"peft_type": "IA3"}, "'peft_type' is 'IA3', only 'LORA' is supported"),
-        ({"use_dora": True}, "'use_dora' is True, only plain LoRA is"),
+        ({"use_dora": True}, "'use_dora' is True, which is not read here; only plain LoRA is"),
         ({"rank_pattern": {"q_proj": 4}}, "'rank_pattern' is"),
         ({"lora_alpha": "much"}, "'lora_alpha' is 'much'"),
+        ({"lora_dropout": "some"}, "'lora_dropout' is 'some'"),
+        ({"use_rslora": "yes"}, "'use_rslora' is 'yes'"),
+        ({"base_model_name_or_path": ["a"]}, "'base_model_name_or_path' is"),
+        ({"revision": "v2"}, "'revision' of its base is 'v2'; download that revision and name its folder with --base"),
         ({"tensors": {name: None}}, f"1 missing: .*{re.escape(name.split('layers.')[1])}"),
         ({"tensors": {other: np.ones((3, 4), np.float32)}}, "1 unknown: .*vision_tower"),
         ({"tensors": {name: np.ones((3, 4), np.float32)}}, r"1 of the wrong shape: .*is \(3, 4\), the base asks for"),
@@ -167,3 +173,73 @@ def test_one_expert_folded_is_the_model_that_sends_all_tokens_there(goldens, tmp
     assert np.abs(expected - logits(spec, leaves)).max() > 0.1
     for name in ("peft", "hf"):
         np.testing.assert_allclose(logits(*leaves_of(tmp_path / name)), expected, atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def _at(values: dict, **changes) -> dict:
+    return {"peft_type": "LORA", "r": 4, "lora_alpha": 8} | values | changes
+
+
+@pytest.mark.parametrize(
+    "init", ["pissa", "pissa_niter_4", "PiSSA", "olora", "OLoRA", "corda", "lora_ga", "loftq", "something_new", 3]
+)
+def test_adapters_that_began_as_a_part_of_their_base_are_refused(init):
+    with pytest.raises(UserError, match=f"'init_lora_weights' is {init!r}"):
+        adapter_from_peft(_at({}, init_lora_weights=init), Path("adapter_config.json"))
+
+
+@pytest.mark.parametrize("init", [None, True, False, "gaussian", "eva", "orthogonal", "mica"])
+def test_first_values_that_leave_the_base_alone_are_read(init):
+    assert adapter_from_peft(_at({}, init_lora_weights=init), Path("adapter_config.json")).rank == 4
+
+
+# As PEFT 0.21 writes a plain LoRA: every field of LoraConfig.to_dict().
+PLAIN = json.loads("""{"alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,
+    "base_model_name_or_path": "base", "bias": "none", "corda_config": null, "ensure_weight_tying": false,
+    "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false, "inference_mode": true,
+    "init_lora_weights": true, "kasa_config": null, "layer_replication": null, "layers_pattern": null,
+    "layers_to_transform": null, "loftq_config": {}, "lora_alpha": 8, "lora_bias": false, "lora_dropout": 0.05,
+    "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core", "modules_to_save": null,
+    "monteclora_config": null, "peft_type": "LORA", "peft_version": "0.21.2", "qalora_group_size": 16, "r": 4,
+    "rank_pattern": {}, "revision": null, "target_modules": ["q_proj"], "target_parameters": null,
+    "task_type": "CAUSAL_LM", "trainable_token_indices": null, "use_bdlora": null, "use_dora": false,
+    "use_qalora": false, "use_rslora": false, "velora_config": null}""")
+
+
+def test_a_config_at_pefts_defaults_is_plain():
+    assert adapter_from_peft(PLAIN, Path("adapter_config.json")).dropout == 0.05
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alora_invocation_tokens", [5, 6]),
+        ("alpha_pattern", {"k_proj": 100}),
+        ("arrow_config", {"top_k": 3}),
+        ("bias", "all"),
+        ("ensure_weight_tying", True),
+        ("fan_in_fan_out", True),
+        ("kasa_config", {"beta": 1e-4}),
+        ("layer_replication", [[0, 2]]),
+        ("layers_to_transform", 3),
+        ("lora_bias", True),
+        ("megatron_config", {"x": 1}),
+        ("monteclora_config", {"num_samples": 8}),
+        ("rank_pattern", {"q_proj": 8}),
+        ("target_parameters", ["experts.down_proj"]),
+        ("trainable_token_indices", [3]),
+        ("use_bdlora", {"nblocks": 2}),
+        ("use_dora", True),
+        ("use_qalora", True),
+        ("velora_config", {"rank": 1}),
+        ("a_setting_of_tomorrow", 0),
+    ],
+)
+def test_any_setting_that_is_not_understood_is_refused_by_name(key, value):
+    with pytest.raises(UserError, match=f"'{key}' is .*, which is not read here") as caught:
+        adapter_from_peft(PLAIN | {key: value}, Path("adapter_config.json"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_revision_of_a_base_does_not_matter_where_the_user_names_it(adapter, goldens):
+    change(adapter[2], revision="v2", base_model_name_or_path="some/model")
+    assert open_source(str(adapter[2]), base=str(goldens / "tiny_llava_gqa")).adapter.rank == 3

@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,17 @@ from mole_jax.config import ATTENTION_TARGETS, MLP_TARGETS, AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, cut
-from mole_jax.weights.foreign import MODULES, AdapterFile, Row, read_table, spec_row, stored_names
+from mole_jax.weights.foreign import (
+    HEADER,
+    MODULES,
+    AdapterFile,
+    OwnHeader,
+    Row,
+    own_header,
+    read_table,
+    spec_row,
+    stored_names,
+)
 from mole_jax.weights.format import Export, Format, Given, over_base
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 from mole_jax.weights.names import LeafSpec, leaf_specs
@@ -56,7 +65,6 @@ _PREFIXES = {
 _EMBEDDING = _LLM + "model.embed_tokens.weight"
 _COPY = "in_adaptor.text_embed.weight"  # the embedding, once more
 _IGNORED = re.compile(r"(embeddings\.position_ids|rotary_emb\.inv_freq)$")
-_HEADER = "mole_jax"  # our files' own entry of the safetensors header
 _RELEASED_LAYER = -1
 
 
@@ -119,7 +127,7 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
     tensors = open_state_dict(path)
     stored = {plain: name for plain, name in stored_names(tensors, _plain).items() if not _IGNORED.search(name)}
     shapes = {name: tensors.shapes[own] for name, own in stored.items()}
-    header = json.loads(tensors.metadata.get(_HEADER, "{}"))
+    header = own_header(tensors.metadata, path)
     biases = [NAMES.router["bias"].format(layer=layer) for layer in range(arch.decoder.layers)]
     # A bias of zeros is none, and without one the model is a Mixtral.
     has_bias = any(name in stored and np.any(np.asarray(tensors.read(stored[name])) != 0) for name in biases)
@@ -147,8 +155,8 @@ def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = N
             "feature_layer": _RELEASED_LAYER,
             "feature_select": "patch",
         },
-        prompt=header.get("prompt") or "llava_mole",
-        image_aspect=header.get("image_aspect") or "pad",
+        prompt=header.prompt or "llava_mole",
+        image_aspect=header.image_aspect or "pad",
     )
 
 
@@ -168,16 +176,15 @@ def _vectors_table(arch: LlavaArchitecture) -> dict[str, Row]:
 
 
 def _adapter(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], header: dict[str, Any], alpha: float | None
+    path: Path, shapes: Mapping[str, tuple[int, ...]], header: OwnHeader, alpha: float | None
 ) -> AdapterConfig:
     first = NAMES.lora.format(layer=0, module=MODULES["q_proj"], side="A")
     routers = NAMES.router["kernel"].format(layer=0)
     if len(shapes.get(first, ())) != 2 or len(shapes.get(routers, ())) != 2:
         raise UserError(f"{path}: is no LLaVA-MoLE state dict, it has no {first} or no {routers}")
     rank, experts = shapes[first][0], shapes[routers][0]
-    if "adapter" in header:
-        adapter = config_json.dataclass_from_json(header["adapter"], AdapterConfig, where=f"{path}: header")
-    else:
+    adapter = header.adapter
+    if adapter is None:
         adapter = AdapterConfig(kind="mole", alpha=2.0 * rank, router_gradient="dense", balance_loss="pooled")
     return dataclasses.replace(adapter, rank=rank, experts=experts, alpha=adapter.alpha if alpha is None else alpha)
 
@@ -213,7 +220,7 @@ def _write(export: Export, folder: str) -> str:
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     header = {"adapter": config_json.to_json(export.adapter), **export.settings}
-    metadata = {"format": "pt", _HEADER: json.dumps(header)}
+    metadata = {"format": "pt", HEADER: json.dumps(header)}
     write_file(output / FILE, declared, ((name, np.asarray(tensors[name])) for name in order), metadata)
     return f"float32 (frozen ones {export.frozen_dtype})"
 

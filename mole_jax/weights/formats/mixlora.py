@@ -31,13 +31,14 @@ from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs
-from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row
+from mole_jax.weights.foreign import HEADER, MODULES, AdapterFile, OwnHeader, own_header, read_table, spec_row
 from mole_jax.weights.format import DTYPES, Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.leaf import as_leaf
+from mole_jax.weights.peft_config import CONFIG, base_of, dropout_of, refuse_settings
 from mole_jax.weights.safetensors_io import open_state_dict, write_file
 from mole_jax.weights.sources import LayeredSource
 
-CONFIG, TENSORS, TORCH_TENSORS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+TENSORS, TORCH_TENSORS = "adapter_model.safetensors", "adapter_model.bin"
 KIND = "MIXLORA"
 _LAYER = "mixlora.layers.{layer}."
 NAMES = AdapterNames(
@@ -45,7 +46,13 @@ NAMES = AdapterNames(
     expert=_LAYER + "{module}.experts.{expert}.lora_{side}.weight",
     router={"kernel": _LAYER + "mlp.moe_gate.weight"},
 )
-_HEADER = "mole_jax"  # our files' own entry of the safetensors header
+_READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "num_experts"}
+_READ |= {"routing_strategy", "top_k", "use_dora", "use_rslora", "expert_lora", "base_model_name_or_path", "revision"}
+# Bookkeeping, and settings of the training alone.
+_MOOT = {"task_type", "inference_mode", "peft_version", "lora_init", "init_lora_weights", "loraplus_lr_ratio"}
+_MOOT |= {"router_aux_loss_coef", "router_init_range", "router_loss", "router_dyn_loss_coef", "jitter_noise"}
+_MOOT |= {"entropy_index", "entropy_type", "entropy_eps"}
+_DEFAULTS = {"bias": "none", "act_fn": "silu"}
 
 
 def is_mixlora(folder: Path) -> bool:
@@ -101,7 +108,7 @@ def read_mixlora(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     if file is None:
         raise UserError(f"{folder}: holds neither {TENSORS} nor {TORCH_TENSORS}; copy the whole folder")
     tensors = open_state_dict(file)
-    header = json.loads(tensors.metadata.get(_HEADER, "{}"))
+    header = own_header(tensors.metadata, file)
     adapter = _settings(config, header, where)
     table, projector = NAMES.table(adapter, arch), projector_specs(arch)
     has_projector = any(spec.pattern in tensors.shapes for spec in projector.values())
@@ -113,12 +120,14 @@ def read_mixlora(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
         adapter=adapter,
         arrays=arrays,
         trained=("adapters", "router", "projector") if has_projector else ("adapters", "router"),
-        prompt=header.get("prompt"),
-        image_aspect=header.get("image_aspect"),
+        prompt=header.prompt,
+        image_aspect=header.image_aspect,
     )
 
 
-def _settings(config: dict[str, Any], header: dict[str, Any], where: Path) -> AdapterConfig:
+def _settings(config: dict[str, Any], header: OwnHeader, where: Path) -> AdapterConfig:
+    remedy = "only plain LoRA experts, one a token, are"
+    refuse_settings(config, _READ | _MOOT, _DEFAULTS, where, remedy)
     for key, supported in {
         "routing_strategy": ("mixlora", "mixtral"),  # its name in MoE-PEFT and in the older MixLoRA package
         "top_k": (1,),
@@ -129,7 +138,7 @@ def _settings(config: dict[str, Any], header: dict[str, Any], where: Path) -> Ad
         if config.get(key) not in supported:
             words = " or ".join(repr(one) for one in supported if one is not None) or "none"
             raise UserError(f"{where}: '{key}' is {config.get(key)!r}, only {words} is supported")
-    found = {}
+    found, dropout = {}, dropout_of(config, where)
     for key in ("r", "lora_alpha", "num_experts"):
         found[key] = config.get(key)
         if isinstance(found[key], bool) or not isinstance(found[key], int) or found[key] < 1:
@@ -146,19 +155,19 @@ def _settings(config: dict[str, Any], header: dict[str, Any], where: Path) -> Ad
         "experts": found["num_experts"],
         "targets": tuple(name for name in MODULES if name in chosen),
     }
-    if "adapter" in header:
-        adapter = config_json.dataclass_from_json(header["adapter"], AdapterConfig, where=f"{where}: header")
+    if header.adapter is not None:
+        adapter = header.adapter
         if {name: getattr(adapter, name) for name in own} | {"targets": set(adapter.targets)} != own | {
             "targets": set(own["targets"])
         }:
             raise UserError(f"{where}: says other settings than the tensors' own header; copy the whole folder")
         return adapter
-    return AdapterConfig(**own, dropout=float(config.get("lora_dropout") or 0))
+    return AdapterConfig(**own, dropout=dropout)
 
 
 def _read(given: Given) -> LayeredSource:
-    recorded = read_json(given.local / CONFIG).get("base_model_name_or_path") or None
-    return over_base(given, recorded, read_mixlora)
+    where = given.local / CONFIG
+    return over_base(given, base_of(read_json(where), where, named=given.base is not None), read_mixlora)
 
 
 def _check(export: Export) -> None:
@@ -179,7 +188,7 @@ def _write(export: Export, folder: str) -> str:
     declared = {name: (tensor.shape, dtype) for name, tensor in tensors.items()}
     values = ((name, np.asarray(tensor, dtype)) for name, tensor in tensors.items())
     header = {"adapter": config_json.to_json(adapter), **export.settings}
-    write_file(output / TENSORS, declared, values, {"format": "pt", _HEADER: json.dumps(header)})
+    write_file(output / TENSORS, declared, values, {"format": "pt", HEADER: json.dumps(header)})
     write_json(output / CONFIG, _config(adapter, export.base_name), indent=2)
     export.save_tokenizer(folder)
     return export.trained_dtype

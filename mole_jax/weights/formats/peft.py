@@ -15,11 +15,9 @@ projector apart in ``non_lora_trainables.bin`` as ``model.mm_projector.{0,2}``; 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -33,30 +31,16 @@ from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row,
 from mole_jax.weights.format import DTYPES, Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.formats.llava import renamed
 from mole_jax.weights.names import canonical
+from mole_jax.weights.peft_config import CONFIG, PROJECTOR, adapter_from_peft, base_of, peft_config
 from mole_jax.weights.safetensors_io import TensorFolder
 from mole_jax.weights.sources import LayeredSource
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-TORCH_TENSORS = "adapter_model.bin"
+TENSORS, TORCH_TENSORS = "adapter_model.safetensors", "adapter_model.bin"
 PROJECTOR_APART = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
 NAMES = AdapterNames(PREFIX + "model.language_model.layers.{layer}.{module}.lora_{side}.weight")
 _READ = AdapterNames("language_model.model.layers.{layer}.{module}.lora_{side}.weight")  # as `canonical` has them
 _LORA = re.compile(r"language_model\.model\.layers\.(\d+)\.(?P<module>[\w.]+)\.lora_[AB]\.weight")
-
-PROJECTOR = "multi_modal_projector"
-# Settings under which the delta is another formula than (alpha / r) B A x.
-_UNSUPPORTED = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "layer_replication": (None, []),
-    "layers_to_transform": (None, []),
-    "target_parameters": (None, []),
-}
 
 
 def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
@@ -74,27 +58,6 @@ def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -
         )
 
 
-def _config(adapter: AdapterConfig, base: str | None, with_projector: bool) -> dict[str, Any]:
-    modules = "|".join(re.escape(MODULES[target]) for target in adapter.targets)
-    return {
-        "base_model_name_or_path": base or "",
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
-        "lora_dropout": adapter.dropout,
-        "modules_to_save": [PROJECTOR] if with_projector else None,
-        "peft_type": "LORA",
-        "r": adapter.rank,
-        # A pattern, because a list of bare names would also hit the vision tower's projections.
-        "target_modules": rf"(.*\.)?language_model\.(.*\.)?layers\.\d+\.({modules})",
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": False,
-    }
-
-
 def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     """Reads a LoRA of the language model, with or without a projector.
 
@@ -103,11 +66,11 @@ def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
         arch: the base's.
 
     Raises:
-        UserError: another method than LoRA, a setting under which the delta is not ``(alpha / r) B A x``, or a tensor
-            is missing, unknown, of the wrong shape or of another rank than the config says.
+        UserError: as `adapter_from_peft`, or a tensor is missing, unknown, of the wrong shape or of another rank than
+            the config says.
     """
     where = folder / CONFIG
-    adapter = _settings(read_json(where), where)
+    adapter = adapter_from_peft(read_json(where), where)
     file = next((folder / name for name in (TENSORS, TORCH_TENSORS) if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder}: holds neither {TENSORS} nor {TORCH_TENSORS}; copy the whole folder")
@@ -139,22 +102,6 @@ def _check_ranks(folder: Path, rank: int, shapes: Mapping[str, tuple[int, ...]])
         )
 
 
-def _settings(config: dict[str, Any], where: Path) -> AdapterConfig:
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{where}: 'peft_type' is {config.get('peft_type')!r}, only 'LORA' is supported")
-    for key, plain in _UNSUPPORTED.items():
-        if key in config and config[key] not in plain:
-            raise UserError(f"{where}: '{key}' is {config[key]!r}, only plain LoRA is; merge it with PEFT first")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise UserError(f"{where}: 'r' is {rank!r}, expected a whole number of at least 1")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or alpha <= 0:
-        raise UserError(f"{where}: 'lora_alpha' is {alpha!r}, expected a number over 0")
-    # Rank-stabilised LoRA divides by the root of the rank: the same delta under another alpha.
-    alpha = alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
-    return AdapterConfig(kind="lora", rank=rank, alpha=float(alpha), dropout=float(config.get("lora_dropout") or 0))
-
-
 def _canonical(name: str) -> str:
     name = name.removeprefix(PREFIX)
     # Of original LLaVA's names none is like Hugging Face's; the general "model." would be.
@@ -163,8 +110,8 @@ def _canonical(name: str) -> str:
 
 
 def _read(given: Given) -> LayeredSource:
-    recorded = read_json(given.local / CONFIG).get("base_model_name_or_path") or None
-    return over_base(given, recorded, read_peft)
+    where = given.local / CONFIG
+    return over_base(given, base_of(read_json(where), where, named=given.base is not None), read_peft)
 
 
 def _check(export: Export) -> None:
@@ -184,7 +131,7 @@ def _write(export: Export, folder: str) -> str:
     arrays = {name: np.ascontiguousarray(one, dtype=DTYPES[dtype]) for name, one in tensors.items()}
     # PEFT's own loader asks for torch's mark in the header.
     save_file(arrays, str(output / TENSORS), metadata={"format": "pt"})
-    write_json(output / CONFIG, _config(adapter, export.base_name, bool(projector)), indent=2)
+    write_json(output / CONFIG, peft_config(adapter, export.base_name, bool(projector)), indent=2)
     export.save_tokenizer(folder)
     return dtype
 
