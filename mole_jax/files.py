@@ -28,6 +28,9 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
     errno.EISDIR: "a folder has this name; move it away or choose another name",
     errno.ENOENT: "make the folder first or choose another one",
+    errno.EEXIST: "a file has this name; move it away or choose another folder",
+    errno.ELOOP: "its links lead in a circle; choose another folder",
+    errno.EFBIG: "files may not be that large here (ulimit -f); raise that or choose another folder",
 }
 
 
@@ -169,6 +172,17 @@ def writing(path: PathLike) -> Iterator[IO[bytes]]:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+def made(folder: epath.Path) -> epath.Path:
+    """Makes a folder where it is not there yet, and returns it.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from mole_jax.evaluation.pins import WEIGHTS, first_difference
 from mole_jax.evaluation.runner import predictions_file
 from mole_jax.evaluation.tables import EVALUATION, aligned, markdown
 from mole_jax.evaluation.tables import score as percent
-from mole_jax.files import read_json, read_json_lines, write_json, write_text
+from mole_jax.files import made, read_json, read_json_lines, write_json, write_text
 from mole_jax.weights.open import open_source
 
 PREDICTION = {"prediction": str, "references": [str]}
@@ -48,8 +48,7 @@ class Comparison:
 
     def write(self, folder: epath.Path) -> None:
         """Writes ``comparison.json`` and ``comparison.md``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "comparison.json", dataclasses.asdict(self))
+        write_json(made(folder) / "comparison.json", dataclasses.asdict(self))
         table = f"- A: `{self.a}`\n- B: `{self.b}`\n\n{markdown(self.rows())}\n{self._note()}\n"
         write_text(folder / "comparison.md", table)
 

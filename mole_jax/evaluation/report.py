@@ -21,7 +21,7 @@ from mole_jax.data.left_out import of_report
 from mole_jax.errors import UserError
 from mole_jax.evaluation import plots
 from mole_jax.evaluation.tables import ABSENT, EVALUATION, SUM, Rows, aligned, number, score, scored
-from mole_jax.files import read_json, read_json_lines, write_bytes, write_text
+from mole_jax.files import made, read_json, read_json_lines, write_bytes, write_text
 from mole_jax.forms import MAYBE_NUMBER, NUMBER
 
 _EXPERT_KEY = re.compile(r"router/use/(?P<domain>.+)/expert(?P<expert>\d+)")
@@ -107,8 +107,7 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
         if data is None:
             absent.append(why)
             continue
-        (folder / "plots").mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / "plots" / f"{name}.png", data)
+        write_bytes(made(folder / "plots") / f"{name}.png", data)
         pictures[name] = data
     if run.after and not run.before:
         absent.append("before: there was no evaluation before the first step")

@@ -16,7 +16,7 @@ from mole_jax.config import Config
 from mole_jax.data.load import check_room
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
-from mole_jax.files import read_json, write_json
+from mole_jax.files import made, read_json, write_json
 from mole_jax.model.objective import Forward
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
@@ -197,8 +197,7 @@ def check_same_run(workdir: epath.Path, config: Config) -> str | None:
     Raises:
         UserError: the workdir holds a run of another config; the message names the first field that differs.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = workdir / "config.json"
+    file = made(workdir) / "config.json"
     if not ((workdir / "eval").exists() or latest_step(workdir) is not None):
         return None
     if not file.exists():

@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from mole_jax.files import explained, is_remote, json_text, read_json_lines, write_json_lines
+from mole_jax.files import explained, is_remote, json_text, made, read_json_lines, write_json_lines
 from mole_jax.terminal import escaped, warning
 from mole_jax.training.tensorboard import EventFile
 
@@ -38,8 +38,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: os.PathLike[str] | str, resume_step: int | None):
         self._path = epath.Path(workdir) / METRICS_FILE
-        with explained(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        made(self._path.parent)
         before = read_metrics(workdir) if resume_step is not None and self._path.exists() else []
         kept = [record for record in before if record["step"] <= (resume_step or 0)]
         self.missing = range(kept[-1]["step"] + 1 if kept else 1, (resume_step or 0) + 1)

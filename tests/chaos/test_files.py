@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mole_jax.evaluation import report
-from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.weights.run import stored_leaves
 from tests.chaos import doors, spoiling
@@ -59,7 +55,7 @@ def check_same(workdir: Path, whole: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, leaf in ours.items():
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(theirs[name]), err_msg=name)
-    for name in ("data_report.json", "trainable.json", "config.json", "eval/step_00000006.json", "eval/expert_use.json"):
+    for name in ("data_report.json", "trainable.json", "config.json", "eval/step_00000006.json"):
         assert json.loads((workdir / name).read_text()) == json.loads((whole / name).read_text()), name
 
 
