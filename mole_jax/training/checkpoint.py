@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
 from typing import Any
 
@@ -33,7 +31,6 @@ class Checkpointer:
 
     def __init__(self, workdir: epath.Path, config: CheckpointConfig):
         self.folder, self._config = workdir / CHECKPOINTS, config
-        logging.getLogger("absl").addFilter(_told_by_exception)
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[HELD_OUT_LOSS],
             reverse=True,
@@ -144,11 +141,6 @@ class Checkpointer:
         with storing(self.folder):
             self.manager.wait_until_finished()
             self.manager.close()
-
-
-def _told_by_exception(record: logging.LogRecord) -> bool:
-    """Keeps out of the log what orbax's threads log as an error and raise too: a dozen tracebacks for one full disk."""
-    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 class Damaged(Exception):

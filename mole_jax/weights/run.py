@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -172,6 +173,7 @@ def _by_layer(leaf: Leaf) -> bool:
 @contextmanager
 def storing(folder: epath.Path) -> Iterator[None]:
     """Turns a full disk and the like, which orbax and tensorstore tell in ways of their own, into a `UserError`."""
+    logging.getLogger("absl").addFilter(_told_by_exception)  # threads outlive the block; a second time changes nothing
     with explained(folder):
         try:
             yield
@@ -179,6 +181,11 @@ def storing(folder: epath.Path) -> Iterator[None]:
             if found := re.search(r"os_error_code='(\d+)'", str(error)):
                 raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
             raise
+
+
+def _told_by_exception(record: logging.LogRecord) -> bool:
+    """Keeps out of the log what orbax's threads log as an error and raise too: a dozen tracebacks for one full disk."""
+    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def write_params(folder: epath.Path, params: Mapping[str, jax.Array] | Mapping[str, Leaf], meta: Meta) -> None:
