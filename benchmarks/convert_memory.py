@@ -52,7 +52,8 @@ def random_leaf(path: str, shape: tuple[int, ...], dtype: np.dtype) -> Leaf:
 
 def make_hf(folder: Path, arch: LlavaArchitecture, shard_bytes: int) -> None:
     specs, dtype = leaf_specs(arch), np.dtype(ml_dtypes.bfloat16)
-    write_hf(folder, arch, lambda path: random_leaf(path, specs[path].shape, dtype), dtype, max_shard_bytes=shard_bytes)
+    leaves = {path: random_leaf(path, spec.shape, dtype) for path, spec in specs.items()}
+    write_hf(folder, arch, leaves, max_shard_bytes=shard_bytes)
 
 
 def make_mole(folder: Path, base: Path, arch: LlavaArchitecture) -> None:

@@ -7,6 +7,7 @@ from mole_jax.errors import UserError, run_door
 from mole_jax.files import absolute
 from mole_jax.terminal import escaped
 from mole_jax.weights.convert import convert
+from mole_jax.weights.format import DTYPES
 from mole_jax.weights.formats import choices, recognised
 
 
@@ -25,8 +26,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
-        help="type of the weights; default: float32 for what was trained, else, and for all of a HF folder, bfloat16",
+        choices=tuple(DTYPES),
+        help="type of all weights; default: each as it came, in a HF folder what was trained as most of the rest",
     )
     parser.add_argument("--base", help="model that the input's adapters stand on; default: the one that they name")
     parser.add_argument(

@@ -105,6 +105,16 @@ def read_json_lines(path: PathLike, form: Any = dict) -> list[dict[str, Any]]:
     return found
 
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def check_no_pointer(path: PathLike) -> None:
+    """Raises `UserError` if a file is what git leaves in place of a large one that was not fetched."""
+    with epath.Path(path).open("rb") as stream:
+        if stream.read(len(_LFS)) == _LFS:
+            raise UserError(f"{path}: is a Git LFS pointer in place of the file; fetch it with git lfs pull")
+
+
 def write_json_lines(path: PathLike, values: Iterable[Mapping[str, Any]]) -> None:
     """Writes objects one on each line, whole or not at all.
 

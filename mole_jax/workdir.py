@@ -21,12 +21,13 @@ LOCK = ".lock"
 def claimed(folder: epath.Path) -> Iterator[None]:
     """Makes the folder and holds it for as long as the body runs; the lock of a process that was killed holds nothing.
 
-    In a bucket, which knows no locks, it does nothing.
+    A bucket knows no locks: there it is only tried.
 
     Raises:
         UserError: the folder cannot be made or written to, or another process has it (the message names host and pid).
     """
     if is_remote(folder):
+        _try(folder / LOCK)
         yield
         return
     with explained(made(folder) / LOCK):
@@ -36,6 +37,21 @@ def claimed(folder: epath.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # and with it goes the lock
+
+
+def _try(file: epath.Path) -> None:
+    try:
+        file.write_text(_me())
+    except Exception as error:  # each store's library has errors of its own
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{file.parent}: cannot be written ({type(error).__name__}: {why}); look at the name of the bucket and at "
+            "your credentials"
+        ) from None
+
+
+def _me() -> str:
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
 
 
 def _lock(descriptor: int, folder: epath.Path) -> None:
@@ -51,7 +67,7 @@ def _lock(descriptor: int, folder: epath.Path) -> None:
         ) from None
     with explained(folder / LOCK):
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+        os.pwrite(descriptor, _me().encode(), 0)
 
 
 def _holder(descriptor: int) -> str:

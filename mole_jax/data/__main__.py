@@ -7,7 +7,7 @@ import sys
 
 from mole_jax import cli
 from mole_jax.data import check, left_out
-from mole_jax.data.load import Source, check_room
+from mole_jax.data.load import RecordSource, check_room
 from mole_jax.data.mixture import shard_count
 from mole_jax.errors import run_door
 from mole_jax.terminal import block, escaped, warning
@@ -30,7 +30,7 @@ def main() -> None:
     check_room(config.data, image, positions=source.architecture.decoder.max_position)
     shard_count(config.data, config.train.batch_rows)
     for task in config.evaluation.tasks:
-        Source.open(task.name, task.path, task.image_root)
+        RecordSource.open(task.name, task.path, task.image_root)
     loader = check.open_loader(
         config.data,
         tokenizer,

@@ -13,7 +13,7 @@ from mole_jax.config import DataConfig
 from mole_jax.data import mixing
 from mole_jax.data.colour import REMARKS
 from mole_jax.data.left_out import LeftOut
-from mole_jax.data.load import TOO_LARGE, Layout, Loaded, Loader, RecordProblem, Source
+from mole_jax.data.load import TOO_LARGE, Layout, Loaded, Loader, RecordProblem, RecordSource
 from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
@@ -93,7 +93,7 @@ class Inspection:
 
 def open_loader(data: DataConfig, tokenizer: Tokenizer, image: ImageSpec) -> Loader:
     """Opens the domains of `data` for inspection; raises `UserError` if one cannot be opened."""
-    sources = tuple(Source.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
+    sources = tuple(RecordSource.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
     layout = Layout.of(data, image)
     return Loader(sources, tokenizer, layout)
 

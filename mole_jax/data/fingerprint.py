@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 from mole_jax.data.json_file import FileRecords
-from mole_jax.data.load import Source
+from mole_jax.data.load import RecordSource
 from mole_jax.files import is_remote
 
 # Looked for in the text of the file: ten times as fast as decoding every record.
@@ -23,7 +23,7 @@ _DIGITS = 16
 """Hexadecimal digits of a hash: no one looks for two data sets of one hash on purpose."""
 
 
-def fingerprint(source: Source) -> dict[str, str]:
+def fingerprint(source: RecordSource) -> dict[str, str]:
     """Returns ``{"records": …, "images": …}``, the hashes of what a domain or task consists of.
 
     Records by the content of their file; a prepared tensorflow-datasets set by names and sizes of its files. Images by

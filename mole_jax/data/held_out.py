@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from mole_jax.config import DataConfig, TaskConfig
 from mole_jax.data.batch import Batch, Row, empty_row, single_row, stack
 from mole_jax.data.conversation import Example
-from mole_jax.data.load import Layout, Loader, Source
+from mole_jax.data.load import Layout, Loader, RecordSource
 from mole_jax.data.records import check_text
 from mole_jax.data.stream import Ledger
 from mole_jax.errors import UserError
@@ -187,7 +187,7 @@ def held_out_batches(
     Raises:
       UserError: the file cannot be read; while iterating, for a record that may not be skipped.
     """
-    source = Source.open(task.name, task.path, task.image_root)
+    source = RecordSource.open(task.name, task.path, task.image_root)
     total = _limited(task, source)
     layout = Layout.of(data, image)
     names = [domain.name for domain in data.domains]
@@ -214,7 +214,7 @@ def questions(
     Raises:
       UserError: the file cannot be read or holds a broken record; or the task's suffix would not be seen.
     """
-    source = Source.open(task.name, task.path, task.image_root)
+    source = RecordSource.open(task.name, task.path, task.image_root)
     layout = Layout.of(data, image)
     if task.suffix and layout.prompt.plain:
         raise UserError(
@@ -224,6 +224,6 @@ def questions(
     return Questions(Loader((source,), tokenizer, layout), _limited(task, source), task.suffix)
 
 
-def _limited(task: TaskConfig, source: Source) -> int:
+def _limited(task: TaskConfig, source: RecordSource) -> int:
     total = len(source.records)
     return total if task.limit is None else min(total, task.limit)

@@ -70,7 +70,7 @@ def check_room(data: DataConfig, image: ImageSpec, *, positions: int | None = No
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RecordSource:
     """An opened domain or task."""
 
     name: str
@@ -78,7 +78,7 @@ class Source:
     image_root: str | None
 
     @classmethod
-    def open(cls, name: str, path: str, root: str | None = None) -> Source:
+    def open(cls, name: str, path: str, root: str | None = None) -> RecordSource:
         """Opens the records at `path`; raises `UserError` if there are none."""
         return cls(name, read_records(DomainConfig(name, path)), image_root(path, root))
 
@@ -105,7 +105,7 @@ class Loader:
     With `decode` off, images are checked but not decoded, and `images` is (N, 1): enough to count.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[RecordSource, ...]
     tokenizer: Tokenizer
     layout: Layout
     decode: bool = True
@@ -204,7 +204,7 @@ class Loader:
         }
 
     @staticmethod
-    def _where(source: Source, index: int, example: Example) -> str:
+    def _where(source: RecordSource, index: int, example: Example) -> str:
         return f"{source.records.file}: record {index} (id '{shortened(example.id)}')"
 
     @staticmethod

@@ -16,7 +16,7 @@ from mole_jax.data import mixing
 from mole_jax.data.batch import Batch, Row, empty_row, stack
 from mole_jax.data.fingerprint import fingerprint
 from mole_jax.data.left_out import ENOUGH, LeftOut, evenly
-from mole_jax.data.load import Layout, Loader, Source, check_room
+from mole_jax.data.load import Layout, Loader, RecordSource, check_room
 from mole_jax.data.packing import Packer, row_of
 from mole_jax.data.stream import Ledger, Reader, Stream
 from mole_jax.errors import UserError
@@ -108,7 +108,7 @@ class Mixture:
           UserError: a domain cannot be opened, no image fits into a row, or `data.shards` does not divide the rows.
         """
         check_room(data, image)
-        sources = tuple(Source.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
+        sources = tuple(RecordSource.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
         layout = Layout.of(data, image)
         loader = Loader(sources, tokenizer, layout)
         return cls(data, loader, seed=seed, rows=rows, epochs=epochs, part=part, parts=parts)

@@ -92,6 +92,32 @@ class LlavaArchitecture:
         return ImageSpec(self.vision.image_size, self.image_span, self.image_token_id)
 
 
+LIMITS: dict[str, int] = {
+    "layers": 1_000,
+    "width": 1 << 17,
+    "mlp_width": 1 << 20,
+    "heads": 1 << 12,
+    "kv_heads": 1 << 12,
+    "head_dim": 1 << 14,
+    "vocab": 1 << 24,
+    "image_size": 1 << 14,
+    "patch_size": 1 << 14,
+    "max_position": (1 << 31) - 1,
+}
+"""Largest sizes that are taken from a file: over those of any model there is, and small enough to count names by."""
+
+
+def check_sizes(arch: LlavaArchitecture, *, where: str) -> None:
+    """Raises `UserError` that names a size which is no model's: under 1 or over its limit in `LIMITS`."""
+    for part, name in ((arch.vision, "vision"), (arch.decoder, "decoder")):
+        for field, limit in LIMITS.items():
+            value = getattr(part, field, 1)
+            if not 1 <= value <= limit:
+                raise UserError(
+                    f"{where}: {field} of the {name} is {value}, expected 1 to {limit:,}; the file is damaged"
+                )
+
+
 CLIP_L_336 = VisionArchitecture(width=1024, mlp_width=4096, layers=24, heads=16, image_size=336, patch_size=14)
 
 

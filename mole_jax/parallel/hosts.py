@@ -91,6 +91,8 @@ class Job:
         self._timeout, self._beat = host_timeout, min(_MOST_BEAT_SECONDS, host_timeout / 8)
         self.stopping = False
         """Whether all processes agreed to leave early."""
+        self.asked = 0
+        """How often `told_to_stop` was asked."""
         self._turns: collections.Counter[str] = collections.Counter()
         self._heard: tuple[dict[int, str], dict[int, str]] = {}, {}
         """By process the notes of those who left, and the signs of life: as process 0 last told them."""
@@ -185,7 +187,7 @@ class Job:
         """Ends this process with one line when another does not live."""
         now, before = 0.0, time.monotonic()
         heard, last = self._heard, now
-        seen = dict.fromkeys(range(len(self.names)), ("", now))
+        seen: dict[int, tuple[str, float]] = dict.fromkeys(range(len(self.names)), ("", now))
         while not self._done.wait(self._beat):
             # A clock that stands while this process is frozen itself: it must not take the others for silent then.
             after = time.monotonic()
@@ -303,14 +305,17 @@ def agree(what: str, facts: Mapping[str, Any]) -> None:
         raise UserError(f"{what}: {line}; start all processes with the same command, environment, version and data")
 
 
-def told_to_stop(step: int) -> bool:
-    """Returns whether to save and leave after `step`, since some process got a SIGTERM; all find so at the same step.
+def told_to_stop() -> bool:
+    """Returns whether to save and leave after this step, since some process got a SIGTERM; all find so at the same one.
 
-    To be called at every step.
+    To be called once at every step, by all processes.
     """
     if _job is None:
         return False
-    _job.stopping = multihost_utils.reached_preemption_sync_point(step)
+    # Processes agree on the highest number asked so far plus one, and each has to ask for that very number. So they are
+    # counted here: a run that resumes at step 1000 would never meet the 1 of a signal that came before its first step.
+    _job.asked += 1
+    _job.stopping = multihost_utils.reached_preemption_sync_point(_job.asked)
     return _job.stopping
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ def questions(
     ]
 
 
-def pictures(given: Picture | Sequence[Picture] | None, name: str) -> list[Picture]:
+def pictures(given: Any, name: str) -> list[Picture]:
     """Returns the pictures of one question, given as one, a list of them, or None.
 
     Raises:

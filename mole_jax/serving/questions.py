@@ -26,7 +26,7 @@ FIELDS = {"question_id": ("question_id", "id"), "text": ("text", "question"), "i
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class QuestionLine:
     """One line of a file of questions."""
 
     id: str | int | float
@@ -77,7 +77,7 @@ def answer_file(
     common = {"model_id": model_id, "metadata": made}
     root = questions.parent if image_root is None else image_root
 
-    def prompts() -> Iterator[tuple[Question, Prompt]]:
+    def prompts() -> Iterator[tuple[QuestionLine, Prompt]]:
         for where, line in _lines(questions):
             try:
                 question = _question(line, where)
@@ -156,7 +156,7 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
-def _question(line: str, number: int) -> Question:
+def _question(line: str, number: int) -> QuestionLine:
     try:
         raw = decode(line)
     except ValueError as error:
@@ -173,7 +173,7 @@ def _question(line: str, number: int) -> Question:
         raise UserError(f"field image: expected a path or a list of paths, got {shortened(repr(image))}")
     for name, found in (("question_id", str(identity)), ("text", text), *(("image", one) for one in images)):
         check_text(found, name, lambda field, problem: UserError(f"field {field}: {problem}"))
-    return Question(identity, text, tuple(images), number)
+    return QuestionLine(identity, text, tuple(images), number)
 
 
 def _field(raw: Mapping[str, Any], name: str) -> Any:

@@ -145,7 +145,7 @@ class SeedsTogether:
                         _evaluate(lanes, step, states)
                     for lane in lanes:
                         lane.log.restart_clock()  # compiling, at the first step, and evaluating are not in the speed
-                stop = terminated(step) or any(lane.log.too_many_bad_steps for lane in lanes)
+                stop = terminated() or any(lane.log.too_many_bad_steps for lane in lanes)
                 if stop or last or step % config.checkpoint.every == 0:
                     _flush(lanes)
                     for i, lane in enumerate(lanes):

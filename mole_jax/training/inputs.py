@@ -10,7 +10,7 @@ from etils import epath
 
 from mole_jax.config import Config
 from mole_jax.data.fingerprint import fingerprint
-from mole_jax.data.load import Source
+from mole_jax.data.load import RecordSource
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.terminal import shortened
@@ -34,7 +34,7 @@ def look(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         UserError: a held-out set cannot be opened; told now and not after the training.
     """
     tasks = {
-        f"held-out data of task {task.name}": fingerprint(Source.open(task.name, task.path, task.image_root))
+        f"held-out data of task {task.name}": fingerprint(RecordSource.open(task.name, task.path, task.image_root))
         for task in config.evaluation.tasks
     }
     content = hashlib.sha256(tokenizer.source_files[0].read_bytes()).hexdigest()

@@ -82,9 +82,11 @@ def _train(config: Config, workdir: epath.Path) -> None:
                 log.flush()
                 held_out = evaluate(run, step, state, progress, generate=last and config.evaluation.generate)
                 log.restart_clock()
-            stop = terminated(step) or log.too_many_bad_steps
+            stop = terminated() or log.too_many_bad_steps
             if stop or last or step % config.checkpoint.every == 0:
                 log.flush()
+                if writer is not None:
+                    writer.flush()  # a bucket's metrics are written in pieces, and must not lag the checkpoint
                 save(run, checkpointer, step, state, position, held_out)
             if stop:
                 break
@@ -257,7 +259,7 @@ def check_same_program(run: Run, state: TrainState, arrays: Mapping[str, jax.Arr
 
 
 @contextmanager
-def sigterm() -> Iterator[Callable[[int], bool]]:
+def sigterm() -> Iterator[Callable[[], bool]]:
     """Yields a function to be asked after every step: has a SIGTERM come, so that the loop should save and leave?"""
     if hosts.together():
         yield hosts.told_to_stop
@@ -265,6 +267,6 @@ def sigterm() -> Iterator[Callable[[int], bool]]:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
     try:
-        yield lambda _: bool(seen)
+        yield lambda: bool(seen)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -10,7 +10,8 @@ import numpy as np
 from mole_jax.config import MLP_TARGETS, AdapterConfig
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import MODULES, ReadTensor, Row, target_path
-from mole_jax.weights.leaf import Leaf, Leaves
+from mole_jax.weights.hf_checkpoint import foreign_tensors
+from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, tensor, widest
 from mole_jax.weights.names import LeafSpec, leaf_specs
 
 _MLP = "decoder/layers/mlp/"
@@ -78,15 +79,17 @@ def cut(names: AdapterNames, adapter: AdapterConfig, arch: LlavaArchitecture, le
         shape, parts = foreign_shape(path, adapter, arch), len(own) // arch.decoder.layers
         for number, name in enumerate(own):
 
-            def read(_: int, path: str = path, layer: int = number // parts, part: int = number % parts) -> np.ndarray:
+            def read(path: str = path, layer: int = number // parts, part: int = number % parts) -> np.ndarray:
                 return _cut_layer(path, leaves[path][layer], adapter)[part]
 
-            tensors[name] = Leaf(shape, np.dtype(leaves[path].dtype), False, read)
+            tensors[name] = tensor(shape, as_leaf(path, leaves[path]).dtype_of(number // parts), read)
     return tensors
 
 
 def join(path: str, parts: Sequence[np.ndarray], adapter: AdapterConfig) -> np.ndarray:
     """Returns the array at `path` from its tensors in the order of `AdapterNames.of`; the inverse of `cut`."""
+    dtype = widest(part.dtype for part in parts)
+    parts = [part.astype(dtype, copy=False) for part in parts]
     if path.endswith("/bias"):
         return np.stack(parts)
     parts = [part.T for part in parts]
@@ -94,6 +97,11 @@ def join(path: str, parts: Sequence[np.ndarray], adapter: AdapterConfig) -> np.n
         axis, count = (1 if path.endswith("/a") else 0), adapter.experts
         parts = [np.concatenate(parts[i : i + count], axis=axis) for i in range(0, len(parts), count)]
     return np.stack(parts)
+
+
+def projector_tensors(arch: LlavaArchitecture, leaves: Leaves) -> dict[str, Leaf]:
+    """Returns the projector's tensors by Hugging Face's name, unread; none where `leaves` has no projector."""
+    return foreign_tensors({path: spec for path, spec in projector_specs(arch).items() if path in leaves}, leaves)
 
 
 def projector_specs(arch: LlavaArchitecture) -> dict[str, LeafSpec]:

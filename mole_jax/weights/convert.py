@@ -15,8 +15,8 @@ from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of
 from mole_jax.weights import formats
-from mole_jax.weights.format import Export, Format, Given
-from mole_jax.weights.leaf import Leaf, as_leaf
+from mole_jax.weights.format import DTYPES, Export, Format, Given
+from mole_jax.weights.leaf import Leaf, as_leaf, types_by_size
 from mole_jax.weights.merge import single_expert
 from mole_jax.weights.open import open_source
 from mole_jax.weights.source import Source
@@ -39,8 +39,9 @@ def convert(
         source_path: whatever `open_source` recognises.
         output: folder to write; must not hold a model yet.
         to: one of `mole_jax.weights.formats.choices`.
-        dtype: type of the written weights, float32 or bfloat16. None: bfloat16 for frozen weights and for all of a HF
-            folder, float32 for adapters and whatever else was trained.
+        dtype: type of the written weights, one of `DTYPES`. None: each as it came. In a whole model of Hugging Face's
+            a LoRA is rounded to the type of the weight that it is merged into, and whatever else was trained to the
+            type of most of the frozen weights.
         base: what the adapters of the input stand on. None: what they name themselves.
         alpha: the scale's numerator, for a released LLaVA-MoLE file. None: as the file says, else twice the rank.
         expert: send every token to this expert (from 0), which leaves a plain LoRA. None: keep the mixture.
@@ -53,17 +54,18 @@ def convert(
     if _holds_model(absolute(output)):
         raise UserError(f"{output}: already holds a model; choose another --output or remove it")
     source = open_source(source_path, base=base, alpha=alpha, vision=vision)
-    export = Export(source_path, source, _adapter(source, to, expert, where=source_path), dtype)
+    export = Export(source_path, source, _adapter(source, to, expert, where=source_path))
     candidates = formats.written_as(to)
     # Where two formats share a name, the one that holds these adapters.
     chosen = next((one for one in candidates if export.adapter.kind in one.kinds), candidates[0])
     chosen.check(export)
-    leaves = _leaves(chosen, export)
+    leaves = _leaves(chosen, export, None if dtype is None else DTYPES[dtype])
     kept = leaves if expert is None else single_expert(leaves, source.adapter, expert, where=source_path)[0]
     assert chosen.write is not None
     with explained(output):  # the input has been opened: what the system refuses from here on is the output
         absolute(output).mkdir(parents=True, exist_ok=True)
-        written = chosen.write(dataclasses.replace(export, leaves=kept), output)
+        chosen.write(dataclasses.replace(export, leaves=kept), output)
+    written = " and ".join(one.name for one in types_by_size(leaves.values()))
     return f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"
 
 
@@ -99,15 +101,24 @@ def _flags(choices: Sequence[str]) -> str:
     return " or ".join(f"--to {choice}" for choice in choices)
 
 
-def _leaves(chosen: Format, export: Export) -> dict[str, Leaf]:
+def _leaves(chosen: Format, export: Export, dtype: np.dtype | None) -> dict[str, Leaf]:
     """Returns the arrays, unread where a file has them. What none has (adapters that never trained) is made now."""
     source = export.source
     spec = ModelSpec.of(source.architecture, source.adapter)
-    # One device: what is converted is written from this host anyway.
-    abstract = spec.abstract(make_mesh(MeshConfig(data=1)), source.trained, export.frozen_dtype)
     groups = {path: group_of(parameter) for path, parameter in spec.declarations.items()}
-    abstract = {path: leaf for path, leaf in abstract.items() if chosen.wants(export, path, groups[path])}
-    found = source.leaves(abstract)
-    made = spec.initial({path: leaf for path, leaf in abstract.items() if path not in found}, source.seed)
-    found |= {path: as_leaf(path, np.asarray(leaf), np.dtype(leaf.dtype)) for path, leaf in made.items()}
-    return {path: found[path] for path in abstract}
+    wanted = [path for path in groups if chosen.wants(export, path, groups[path])]
+    found = source.leaves(wanted)
+    frozen = [leaf for path, leaf in found.items() if groups[path] not in source.trained]
+    rest = next(iter(types_by_size(frozen)), None) if dtype is None else dtype
+    # One device: what is converted is written from this host anyway.
+    made_as = DTYPES["bfloat16"] if rest is None else rest
+    abstract = spec.abstract(make_mesh(MeshConfig(data=1)), source.trained, made_as.name)
+    made = spec.initial({path: abstract[path] for path in wanted if path not in found}, source.seed)
+    found |= {path: as_leaf(path, np.asarray(leaf)) for path, leaf in made.items()}
+
+    def written(path: str) -> Leaf:
+        if chosen.whole and groups[path] == "adapters":
+            return found[path]  # not rounded before the sum is
+        return as_leaf(path, found[path], rest if chosen.whole and groups[path] in source.trained else dtype)
+
+    return {path: written(path) for path in wanted}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +14,10 @@ import numpy as np
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
-from mole_jax.weights.leaf import Leaf, Leaves
+from mole_jax.weights.leaf import Leaf, Leaves, widest
 from mole_jax.weights.names import LeafSpec
 
 Shape = tuple[int, ...]
-ReadTensor = Callable[[str], np.ndarray]
 
 MODULES = {
     "q_proj": "self_attn.q_proj",
@@ -31,7 +31,29 @@ MODULES = {
 """Llama's name of each projection within its layer."""
 HEADER = "mole_jax"
 """Our own entry in the header of a safetensors file of another project's format."""
+READ_TYPES = ("float32", "bfloat16", "float16", "float64")
+"""Types of weights as numpy calls them. Whole numbers (8 or 4 bits) would need scales, which these formats lack."""
 _NAMED = 5  # a message names so many keys and counts the rest
+
+
+MAX_RANK, MAX_EXPERTS = 1 << 16, 1 << 12
+"""Largest sizes of adapters that are taken from a file."""
+
+
+def check_adapter(adapter: AdapterConfig, *, where: str | Path) -> AdapterConfig:
+    """Returns adapters read from a file; raises `UserError` that names a setting which none can have."""
+    sizes = (("rank", adapter.rank, MAX_RANK), ("experts", adapter.experts, MAX_EXPERTS))
+    for name, value, limit in sizes:
+        if not 1 <= value <= limit:
+            raise UserError(f"{where}: {name} of the adapters is {value}, expected 1 to {limit:,}; the file is damaged")
+    if not 0 <= adapter.shared_rank <= MAX_RANK or not math.isfinite(adapter.alpha):
+        raise UserError(
+            f"{where}: the adapters have shared_rank {adapter.shared_rank} and alpha {adapter.alpha}; "
+            "the file is damaged"
+        )
+    if unknown := sorted(set(adapter.targets) - set(MODULES)):
+        raise UserError(f"{where}: the adapters' targets name {unknown[0]!r}, expected some of {', '.join(MODULES)}")
+    return adapter
 
 
 def target_path(target: str) -> str:
@@ -73,7 +95,10 @@ def own_header(metadata: Mapping[str, str], where: Path) -> OwnHeader:
             raise ValueError(f"a {type(values).__name__}")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: its header's '{HEADER}' is no JSON object ({error}); convert it again") from None
-    return config_json.dataclass_from_json(values, OwnHeader, where=f"{where}: header")
+    header = config_json.dataclass_from_json(values, OwnHeader, where=f"{where}: header")
+    if header.adapter is not None:
+        check_adapter(header.adapter, where=f"{where}: header")
+    return header
 
 
 class Tensors(Protocol):
@@ -81,7 +106,25 @@ class Tensors(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, Shape]: ...
+    @property
+    def types(self) -> Mapping[str, str]: ...
     def read(self, name: str, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadTensor:
+    """Reads tensors by their names in a table."""
+
+    tensors: Tensors
+    stored: Mapping[str, str]
+    """Names in the file by those of the table."""
+
+    def __call__(self, name: str) -> np.ndarray:
+        return np.asarray(self.tensors.read(self.stored[name]))
+
+    def dtype(self, name: str) -> np.dtype:
+        """Returns the type of a tensor, which is not read for it."""
+        return np.dtype(self.tensors.types[self.stored[name]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +146,17 @@ def spec_row(spec: LeafSpec, names: Sequence[str] | None = None) -> Row:
         def layer(number: int) -> np.ndarray:
             return read(names[number]).transpose(spec.permutation)
 
-        return Leaf(spec.shape, layer(0).dtype, spec.stacked, layer)
+        return typed_leaf(spec, [read.dtype(name) for name in names], layer)
 
     return Row(names or spec.names, spec.foreign_shape, array)
+
+
+def typed_leaf(spec: LeafSpec, dtypes: Sequence[np.dtype], read: Callable[[int], np.ndarray]) -> Leaf:
+    """Returns an array whose layers, or whose one tensor, are of these types; float64 is read as float32."""
+    dtypes = [np.dtype(np.float32) if one == np.float64 else one for one in dtypes]
+    whole = widest(dtypes)
+    same = all(one == whole for one in dtypes)
+    return Leaf(spec.shape, whole, spec.stacked, read, () if same else tuple(dtypes))
 
 
 def stored_names(tensors: Tensors, plain: Callable[[str], str]) -> dict[str, str]:
@@ -145,11 +196,10 @@ def read_table(
         missing=[name for name in expected if name not in stored],
         unknown=[own for name, own in stored.items() if name not in expected and name not in ignored],
         shapes=wrong_shapes({name: tensors.shapes[own] for name, own in stored.items()}, expected, asks),
+        types=wrong_types({own: tensors.types[own] for name, own in stored.items() if name in expected}),
     )
 
-    def read(name: str) -> np.ndarray:
-        return np.asarray(tensors.read(stored[name]))
-
+    read = ReadTensor(tensors, stored)
     return {path: row.array(row.names, read) for path, row in table.items()}
 
 
@@ -160,6 +210,7 @@ def complain(
     unknown: Sequence[str] = (),
     shapes: Sequence[str] = (),
     twice: Sequence[str] = (),
+    types: Sequence[str] = (),
 ) -> None:
     """Raises `UserError` that counts the tensors of each kind and names the first of them; returns if there are none.
 
@@ -170,6 +221,7 @@ def complain(
         unknown: names that mean nothing here.
         shapes: names of the wrong shape, with both shapes.
         twice: names that mean the same tensor.
+        types: names whose type is no weight's, with the type.
     """
     problems = [
         f"{len(found)} {word}: {', '.join(found[:_NAMED])}{', …' if len(found) > _NAMED else ''}"
@@ -178,11 +230,17 @@ def complain(
             ("unknown", unknown),
             ("of the wrong shape", shapes),
             ("given twice", twice),
+            (f"of a type that is none of {', '.join(READ_TYPES)}", types),
         )
         if found
     ]
     if problems:
         raise UserError(f"{where}: {what}; " + "; ".join(problems))
+
+
+def wrong_types(found: Mapping[str, str]) -> list[str]:
+    """Returns a line for every tensor whose type is none of `READ_TYPES`; `found` has types by name."""
+    return [f"{name} is {kind}" for name, kind in found.items() if kind not in READ_TYPES]
 
 
 def wrong_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: str) -> list[str]:

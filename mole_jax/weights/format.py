@@ -21,7 +21,12 @@ from mole_jax.weights.run import Meta
 from mole_jax.weights.source import Source
 from mole_jax.weights.sources import FileArrays, HfSource, LayeredSource, locate, tokenizer_in
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+"""Types that can be written."""
 
 Opened = HfSource | LayeredSource
 
@@ -56,10 +61,9 @@ class Export:
     source: Source
     adapter: AdapterConfig
     """The source's, or the plain LoRA that one of its experts makes."""
-    dtype: str | None
-    """Type of what is written, as the user asked for it."""
     leaves: dict[str, Leaf] = dataclasses.field(default_factory=dict)
-    """The arrays that the format wants; none yet while it is asked whether it can hold them."""
+    """The arrays that the format wants, in the types in which they are written; none yet while it is asked whether it
+    can hold them."""
 
     @property
     def architecture(self) -> LlavaArchitecture:
@@ -75,14 +79,6 @@ class Export:
     @property
     def base_name(self) -> str | None:
         return self.base and self.base[0]
-
-    @property
-    def frozen_dtype(self) -> str:
-        return self.dtype or "bfloat16"
-
-    @property
-    def trained_dtype(self) -> str:
-        return self.dtype or "float32"
 
     @property
     def settings(self) -> dict[str, str | None]:
@@ -141,12 +137,14 @@ class Format:
     """It keeps all settings of the adapters; the others have no place for a shared expert or another way to route."""
     one_expert: bool = False
     """It can be made of one expert, as a plain LoRA."""
+    whole: bool = False
+    """It is a whole model in which nothing tells what was trained: that is written in the type of the rest."""
     wants: Callable[[Export, str, str], bool] = all_arrays
     """Tells whether it holds the array of this path and parameter group."""
     check: Callable[[Export], None] = lambda export: None
     """Raises `UserError` with the reason if it has no place for these weights; before they are loaded."""
-    write: Callable[[Export, str], str] | None = None
-    """Writes them into a folder and returns the type of what was written, in words."""
+    write: Callable[[Export, str], None] | None = None
+    """Writes them into a folder."""
 
     @property
     def choice(self) -> str:

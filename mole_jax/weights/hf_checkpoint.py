@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,11 @@ from numpy.typing import DTypeLike
 from mole_jax.errors import UserError
 from mole_jax.files import read_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.foreign import complain
+from mole_jax.weights.foreign import complain, typed_leaf, wrong_types
 from mole_jax.weights.hf_config import architecture_from_hf
-from mole_jax.weights.leaf import Leaf, Leaves
+from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, tensor, widest
 from mole_jax.weights.names import LeafSpec, canonical, ignored, leaf_specs
 from mole_jax.weights.safetensors_io import TensorFolder, tensor_files
-
-Readable = Leaves | Callable[[str], np.ndarray | Leaf]
 
 CONFIG = "config.json"
 
@@ -71,15 +69,18 @@ class HfCheckpoint:
         """Returns the shape of every leaf, by path."""
         return {path: spec.shape for path, spec in self._specs.items()}
 
-    def leaf(self, path: str, dtype: DTypeLike) -> Leaf:
-        """Returns a leaf to be read layer by layer, in the type `dtype`."""
-        spec, dtype = self._specs[path], np.dtype(dtype)
+    def leaf(self, path: str) -> Leaf:
+        """Returns a leaf to be read layer by layer, in the types in which it is stored."""
+        spec = self._specs[path]
 
         def read(layer: int) -> np.ndarray:
             name = spec.names[layer]
             return self._tensors.read(self._stored[name]).transpose(spec.permutation)
 
-        return Leaf(spec.shape, dtype, spec.stacked, read)
+        return typed_leaf(spec, self._dtypes(spec), read)
+
+    def _dtypes(self, spec: LeafSpec) -> list[np.dtype]:
+        return [np.dtype(self._tensors.types[self._stored[name]]) for name in spec.names]
 
     def read(self, path: str, index: Sequence[slice] | None = None, dtype: DTypeLike | None = None) -> np.ndarray:
         """Reads a slice of a leaf. Fit for the callback of `jax.make_array_from_callback`.
@@ -90,7 +91,7 @@ class HfCheckpoint:
         Args:
             path: the leaf, as in `leaf_shapes`.
             index: one slice of step 1 for each axis of the leaf. None: all of it.
-            dtype: type to return. None: as stored.
+            dtype: type to return. None: as stored; a type that holds them all where layers differ.
 
         Returns:
             The slice, contiguous.
@@ -101,17 +102,14 @@ class HfCheckpoint:
         if any(step != 1 for _, _, step in bounds):
             raise ValueError(f"{path}: slices with steps are not read")
         ranges = [slice(start, max(start, stop)) for start, stop, _ in bounds]
-        names = spec.names
+        dtype = widest(self._dtypes(spec)) if dtype is None else dtype
         if not spec.stacked:
-            return np.ascontiguousarray(self._piece(names[0], spec, ranges), dtype=dtype)
-        names = names[ranges[0]]
-        shape = (len(names), *(one.stop - one.start for one in ranges[1:]))
-        out = None if dtype is None else np.empty(shape, dtype)
+            return np.ascontiguousarray(self._piece(spec.names[0], spec, ranges), dtype=dtype)
+        names = spec.names[ranges[0]]
+        out = np.empty((len(names), *(one.stop - one.start for one in ranges[1:])), dtype)
         for layer, name in enumerate(names):
-            piece = self._piece(name, spec, ranges[1:])
-            out = np.empty(shape, piece.dtype) if out is None else out
-            out[layer] = piece
-        return np.empty(shape, np.float32) if out is None else out
+            out[layer] = self._piece(name, spec, ranges[1:])
+        return out
 
     def _piece(self, name: str, spec: LeafSpec, ours: Sequence[slice]) -> np.ndarray:
         foreign = tuple(ours[axis] for axis in spec.inverse)
@@ -124,7 +122,7 @@ def _account(
     """Maps canonical names to the names in the files, or says all that is wrong with the keys in one line."""
     expected = {name: spec.foreign_shape for spec in specs.values() for name in spec.names}
     stored: dict[str, str] = {}
-    unknown, twice, shapes = [], [], []
+    unknown, twice, shapes, types = [], [], [], {}
     for name, shape in tensors.shapes.items():
         key = canonical(name)
         if ignored(key, arch):
@@ -134,11 +132,11 @@ def _account(
         elif key in stored:
             twice.append(f"{name} and {stored[key]}")
         else:
-            stored[key] = name
+            stored[key], types[name] = name, tensors.types[name]
             if shape != expected[key]:
                 shapes.append(f"{name} is {shape}, the config asks for {expected[key]}")
     missing = [name for name in expected if name not in stored]
-    complain(folder, f"tensors do not fit {CONFIG}", missing, unknown, shapes, twice)
+    complain(folder, f"tensors do not fit {CONFIG}", missing, unknown, shapes, twice, wrong_types(types))
     return stored
 
 
@@ -184,23 +182,17 @@ def content_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def tensor_shapes(specs: Iterable[LeafSpec]) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every foreign tensor of `specs`, by canonical name."""
-    return {name: spec.foreign_shape for spec in specs for name in spec.names}
-
-
-def foreign_tensors(
-    specs: Mapping[str, LeafSpec], leaves: Readable, dtype: np.dtype
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields canonical name and value of every foreign tensor, in the order of `specs`.
-
-    One layer is held at a time where the leaves are read when asked for.
-    """
-    get = leaves.__getitem__ if isinstance(leaves, Mapping) else leaves
+def foreign_tensors(specs: Mapping[str, LeafSpec], leaves: Leaves) -> dict[str, Leaf]:
+    """Returns every foreign tensor by canonical name, in the order of `specs` and in the type of its leaf's layer."""
+    tensors = {}
     for path, spec in specs.items():
-        value = get(path)
-        if value.shape != spec.shape:
-            raise ValueError(f"leaf {path} has shape {value.shape}, expected {spec.shape}")
-        layers = value if spec.stacked else (np.asarray(value),)
-        for name, layer in zip(spec.names, layers, strict=True):
-            yield name, np.ascontiguousarray(layer.transpose(spec.inverse), dtype=dtype)
+        leaf = as_leaf(path, leaves[path])
+        if leaf.shape != spec.shape:
+            raise ValueError(f"leaf {path} has shape {leaf.shape}, expected {spec.shape}")
+        for layer, name in enumerate(spec.names):
+
+            def read(leaf: Leaf = leaf, spec: LeafSpec = spec, layer: int = layer) -> np.ndarray:
+                return (leaf[layer] if spec.stacked else np.asarray(leaf)).transpose(spec.inverse)
+
+            tensors[name] = tensor(spec.foreign_shape, leaf.dtype_of(layer), read)
+    return tensors

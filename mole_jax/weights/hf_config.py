@@ -12,6 +12,7 @@ from typing import Any
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import (
     CLIP_L_336,
+    LIMITS,
     DecoderArchitecture,
     LlavaArchitecture,
     RopeScaling,
@@ -28,6 +29,21 @@ _TEXT = {
     "mistral": _LLAMA
     | {"intermediate_size": 14336, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
 }
+_LIMIT = {
+    "hidden_size": "width",
+    "intermediate_size": "mlp_width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab",
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+}
+"""Our name of a size, whose limit is in `LIMITS`."""
+MAX_NUMBER = (1 << 31) - 1
+"""Largest of the other whole numbers: ids and positions are of 32 bits."""
+_MAX_FLOAT = 1e30
 _MISSING = object()
 
 
@@ -47,12 +63,14 @@ class _Section:
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"{self.where}: '{key}' is {value!r}, expected a whole number of at least {least}")
+        if value > (limit := LIMITS.get(_LIMIT.get(key, ""), MAX_NUMBER)):
+            raise UserError(f"{self.where}: '{key}' is {value}, the limit is {limit:,}; the file is damaged")
         return value
 
     def number(self, key: str, default: Any = _MISSING) -> float:
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise UserError(f"{self.where}: '{key}' is {value!r}, expected a number over 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MAX_FLOAT:
+            raise UserError(f"{self.where}: '{key}' is {value!r}, expected a number over 0 (and under {_MAX_FLOAT:g})")
         return float(value)
 
     def only(self, key: str, *supported: Any, default: Any = _MISSING) -> Any:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError
 from mole_jax.files import write_json
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.safetensors_io import write_tensors
 
 CONFIG = "config.json"
@@ -30,22 +29,19 @@ def write_folder(
     folder: str | Path,
     config: dict,
     arch: LlavaArchitecture,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: np.dtype,
-    tensors: Iterable[tuple[str, np.ndarray]],
+    tensors: Mapping[str, Leaf],
     *,
     max_shard_bytes: int = 5_000_000_000,
     tokenizer: str | Path | None = None,
 ) -> None:
-    """Writes tensors and all the small files that stand beside them; `shapes`, `dtype` and `tensors` as in
-    `write_tensors`.
+    """Writes tensors (`write_tensors`) and all the small files that stand beside them.
 
     Raises:
         UserError: `tokenizer` has no tokenizer.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder, shapes, dtype, tensors, max_shard_bytes)
+    write_tensors(folder, tensors, max_shard_bytes)
     copy_tokenizer(folder, tokenizer)
     write_json(folder / "generation_config.json", _generation(arch), indent=2)
     write_json(folder / "preprocessor_config.json", _preprocessor(arch), indent=2)

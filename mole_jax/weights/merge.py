@@ -9,7 +9,7 @@ import numpy as np
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
-from mole_jax.weights.leaf import Leaf, Leaves
+from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 
 _MLP = "decoder/layers/mlp/"
 _ADAPTER = "/adapter/"
@@ -22,11 +22,15 @@ def adapter_paths(leaves: Leaves, path: str) -> tuple[str, str] | None:
 
 
 def merged_leaf(leaves: Leaves, path: str, adapter: AdapterConfig) -> np.ndarray | Leaf:
-    """Returns the array at `path`; a kernel beside a plain LoRA becomes ``W + (alpha / rank) A B``, in float32."""
+    """Returns the array at `path`; a kernel beside a plain LoRA becomes ``W + (alpha / rank) A B``.
+
+    The sum is made in float32 and rounded once, to the type of W.
+    """
     if adapter_paths(leaves, path) is None:
         return leaves[path]
-    shape = tuple(leaves[path].shape)
-    return Leaf(shape, np.dtype(np.float32), True, lambda layer: merged_layer(leaves, path, adapter, layer))
+    return dataclasses.replace(
+        as_leaf(path, leaves[path]), read=lambda layer: merged_layer(leaves, path, adapter, layer)
+    )
 
 
 def merged_layer(leaves: Leaves, path: str, adapter: AdapterConfig, layer: int, expert: int = 0) -> np.ndarray:
@@ -41,7 +45,7 @@ def merged_layer(leaves: Leaves, path: str, adapter: AdapterConfig, layer: int, 
 
 
 def merged(leaves: Leaves, adapter: AdapterConfig, *, where: str) -> dict[str, np.ndarray | Leaf]:
-    """Returns the leaves without adapters, each adapted kernel being ``W + (alpha / rank) A B`` (in float32).
+    """Returns the leaves without adapters, each adapted kernel being ``W + (alpha / rank) A B``.
 
     Raises:
         UserError: the adapters are routed experts, which no single dense matrix equals.

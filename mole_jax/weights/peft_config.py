@@ -10,11 +10,11 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
-from mole_jax.weights.foreign import MODULES
+from mole_jax.weights.foreign import MODULES, check_adapter
 
 CONFIG = "adapter_config.json"
 PROJECTOR = "multi_modal_projector"
@@ -80,7 +80,7 @@ def adapter_from_peft(config: Mapping[str, Any], where: Path) -> AdapterConfig:
         raise UserError(f"{where}: 'use_rslora' is {config['use_rslora']!r}, expected true or false")
     # Rank-stabilised LoRA divides by the root of the rank: the same delta under another alpha.
     alpha = alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
-    return AdapterConfig(kind="lora", rank=rank, alpha=float(alpha), dropout=dropout)
+    return check_adapter(AdapterConfig(kind="lora", rank=rank, alpha=float(alpha), dropout=dropout), where=where)
 
 
 def dropout_of(config: Mapping[str, Any], where: Path) -> float:
@@ -110,7 +110,7 @@ def _check_first_values(init: Any, where: Path) -> None:
     )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

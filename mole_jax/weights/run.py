@@ -27,8 +27,9 @@ from mole_jax.compat import array_writer
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
 from mole_jax.files import explained
-from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.model.architecture import LlavaArchitecture, check_sizes
 from mole_jax.parameters import flatten, unflatten
+from mole_jax.weights.foreign import check_adapter
 from mole_jax.weights.leaf import LAYERS, Leaf
 
 CHECKPOINTS = "checkpoints"
@@ -67,7 +68,10 @@ class Meta:
             raise UserError(
                 f"{where}: checkpoint format {value.get('format')} is not {FORMAT}; use the version that wrote it"
             )
-        return config_json.dataclass_from_json(dict(value), cls, where=where)
+        meta = config_json.dataclass_from_json(dict(value), cls, where=where)
+        check_sizes(meta.architecture, where=where)
+        check_adapter(meta.adapter, where=where)
+        return meta
 
 
 def latest_step(folder: epath.Path) -> int | None:

@@ -5,21 +5,21 @@ Written are safetensors; a folder that has none is read from PyTorch's own files
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
-import math
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import numpy as np
+from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from mole_jax.errors import UserError
-from mole_jax.files import read_json, write_json
+from mole_jax.files import check_no_pointer, read_json, write_json
+from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.torch_file import TorchFile
 
 SINGLE = "model.safetensors"
@@ -31,29 +31,44 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 STATE_DICT_SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
 
 Shape = tuple[int, ...]
-_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # all that is written, as numpy and the format say
+_TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""All that is written, as numpy and the format say."""
+_NAMES = {theirs: ours for ours, theirs in _TYPES.items()} | {"F64": "float64"}
 
 
 def tensor_files(folder: Path) -> tuple[Path, ...]:
-    """Returns the tensor files of a checkpoint folder, by name.
+    """Returns the tensor files of a checkpoint folder, by name: safetensors where there are any, else PyTorch's own.
 
     Raises:
-        UserError: there are none, or the index names a file that is not there.
+        UserError: there are none, the index names a file that is not there, or there are two sets of them: a single
+            file and an index of others. (transformers 5 reads the single file and says nothing. Which of the two is
+            stale is the user's to know.)
     """
     for single, listing in ((SINGLE, INDEX), (TORCH_SINGLE, TORCH_INDEX)):
-        if (folder / listing).is_file():
-            index = read_json(folder / listing).get("weight_map")
-            if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
-                raise UserError(f"{folder / listing}: has no 'weight_map' of tensor names to file names")
-            # A name with a folder in it could lead out of the checkpoint.
-            files = tuple(folder / Path(name).name for name in sorted(set(index.values())))
-            for file in files:
-                if not file.is_file():
-                    raise UserError(f"{file}: missing, though {listing} names it; download the checkpoint again")
-            return files
-        if (folder / single).is_file():
-            return (folder / single,)
+        if not (folder / listing).is_file():
+            if (folder / single).is_file():
+                return (folder / single,)
+            continue
+        files = _listed(folder, listing)
+        if (folder / single).is_file() and files != (folder / single,):
+            raise UserError(
+                f"{folder}: holds {single} and beside it {listing}, which names {len(files)} other files "
+                f"({files[0].name}, …); remove those that are stale (transformers would read {single})"
+            )
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"{file}: missing, though {listing} names it; download the checkpoint again")
+        return files
     raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX} (nor {TORCH_SINGLE})")
+
+
+def _listed(folder: Path, listing: str) -> tuple[Path, ...]:
+    """Returns the files that an index names."""
+    index = read_json(folder / listing).get("weight_map")
+    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
+        raise UserError(f"{folder / listing}: has no 'weight_map' of tensor names to file names")
+    # A name with a folder in it could lead out of the checkpoint.
+    return tuple(folder / Path(name).name for name in sorted(set(index.values())))
 
 
 class TensorFolder:
@@ -62,18 +77,20 @@ class TensorFolder:
     Attributes:
         files: the files, by name.
         shapes: shape of every tensor, by the name in the file.
+        types: type of every tensor as numpy calls it, or as the file does where numpy has none.
     """
 
     def __init__(self, files: Iterable[Path]):
         self.files = tuple(files)
         self.shapes: dict[str, Shape] = {}
+        self.types: dict[str, str] = {}
         self._file_of: dict[str, _SafetensorsFile | TorchFile] = {}
         for path in self.files:
             file = _SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
             for name, shape in file.shapes.items():
                 if name in self._file_of:
                     raise UserError(f"{path}: tensor '{name}' is also in another file of the folder")
-                self.shapes[name], self._file_of[name] = shape, file
+                self.shapes[name], self.types[name], self._file_of[name] = shape, file.types[name], file
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Returns the slice `index` of a tensor in its stored type; () is the whole tensor. Steps must be 1."""
@@ -84,27 +101,79 @@ class _SafetensorsFile:
     def __init__(self, path: Path):
         self.path = path
         try:
+            # The library holds the header against the file: lengths, offsets, shapes.
             with safe_open(str(path), framework="numpy") as handle:
-                self.shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
+                found = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+                self.shapes = {name: tuple(one.get_shape()) for name, one in found.items()}
+                self.types = {
+                    name: _NAMES.get(str(one.get_dtype()), str(one.get_dtype())) for name, one in found.items()
+                }
+                self.metadata: Mapping[str, str] = handle.metadata() or {}
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error}); download it again") from None
+            check_no_pointer(path)
+            raise UserError(f"{path}: not a whole safetensors file ({_first_line(error)}); download it again") from None
 
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         # Opened for each read: an open file stays mapped, and what was read of it counts as this process's memory.
         with safe_open(str(self.path), framework="numpy") as handle:
             return handle.get_slice(name)[index] if index else handle.get_tensor(name)
 
 
-@dataclasses.dataclass(frozen=True)
-class StateDict:
+class _NpzFile:
+    """Arrays are unpacked when they are read, so that a small file which says it holds a large one costs nothing."""
+
+    metadata: Mapping[str, str] = {}
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.shapes: dict[str, Shape] = {}
+        self.types: dict[str, str] = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for entry in archive.namelist():
+                    with archive.open(entry) as stream:
+                        name, header = entry.removesuffix(".npy"), _npy_header(stream)
+                        self.shapes[name], self.types[name] = header
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise UserError(f"{path}: cannot be read as npz ({_first_line(error)})") from None
+
+    def read(self, name: str) -> np.ndarray:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                return file[name]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{self.path}: {name} cannot be read ({_first_line(error)})") from None
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[Shape, str]:
+    version = npy.read_magic(stream)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of npy")
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("holds Python objects")
+    return tuple(shape), dtype.name
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+class StateDict(Protocol):
     """The tensors of one file."""
 
-    shapes: Mapping[str, Shape]
+    path: Path
+    shapes: dict[str, Shape]
     """Shape of every tensor by name."""
-    read: Callable[[str], np.ndarray]
-    """Returns a tensor."""
+    types: dict[str, str]
+    """Type of every tensor, as in `TensorFolder`."""
     metadata: Mapping[str, str]
     """The header's own entries; empty where the format has none."""
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor."""
+        ...
 
 
 def open_state_dict(path: Path) -> StateDict:
@@ -114,43 +183,20 @@ def open_state_dict(path: Path) -> StateDict:
         UserError: the file is damaged, or it is torch's and holds more than tensors.
     """
     if path.suffix == ".safetensors":
-        files = TensorFolder((path,))
-        with safe_open(str(path), framework="numpy") as handle:
-            return StateDict(files.shapes, files.read, handle.metadata() or {})
-    if path.suffix in TORCH_SUFFIXES:
-        file = TorchFile(path)
-        return StateDict(file.shapes, file.read, {})
-    tensors = _npz(path)
-    return StateDict({name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__, {})
+        return _SafetensorsFile(path)
+    return TorchFile(path) if path.suffix in TORCH_SUFFIXES else _NpzFile(path)
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as npz ({error})") from None
-
-
-def write_tensors(
-    folder: Path,
-    shapes: Mapping[str, Shape],
-    dtype: np.dtype,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    max_shard_bytes: int,
-) -> None:
+def write_tensors(folder: Path, tensors: Mapping[str, Leaf], max_shard_bytes: int) -> None:
     """Writes model.safetensors, or several files of at most `max_shard_bytes` and their index.
 
     Args:
         folder: existing folder.
-        shapes: shape of every tensor, in the order in which `tensors` yields them. Known ahead, because a file's name
-            says how many files there are, and each begins with what it holds.
-        dtype: type of all of them.
-        tensors: (name, value) pairs; one is held at a time.
+        tensors: what is written, each in its own type; one is held at a time. Those of wider types come first.
         max_shard_bytes: largest size of a file, unless a single tensor is larger.
     """
     shards: list[list[str]] = [[]]
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    sizes = {name: tensors[name].part_bytes for name in _by_width(tensors)}
     filled = 0
     for name, size in sizes.items():
         if shards[-1] and filled + size > max_shard_bytes:
@@ -159,46 +205,44 @@ def write_tensors(
         shards[-1].append(name)
         filled += size
     many = len(shards) > 1
-    source = iter(tensors)
     weight_map = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else SINGLE
-        held = {name: (shapes[name], dtype) for name in names}
-        write_file(folder / file, held, itertools.islice(source, len(names)), {"format": "pt"})
+        write_file(folder / file, {name: tensors[name] for name in names}, {"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
     if many:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(folder / INDEX, index, indent=2)
 
 
-def write_file(
-    path: Path,
-    declared: Mapping[str, tuple[Shape, np.dtype]],
-    tensors: Iterable[tuple[str, np.ndarray]],
-    metadata: Mapping[str, str],
-) -> None:
+def _by_width(tensors: Mapping[str, Leaf]) -> list[str]:
+    """Returns the names in the order of a file: what follows a tensor of fewer bytes a number would not be aligned."""
+    return sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+
+
+def write_file(path: Path, tensors: Mapping[str, Leaf], metadata: Mapping[str, str]) -> None:
     """Writes one safetensors file, a tensor at a time; the library's own writer wants all of them at once.
 
     Args:
         path: the file.
-        declared: shape and type of every tensor, in the order in which `tensors` yields them. Types of more bytes come
-            first, or what follows them is not aligned.
-        tensors: (name, value) pairs; one is held at a time.
+        tensors: what is written, each in its own type (float32, bfloat16, float16).
         metadata: the header's own entries.
 
     Source: the format's description, safetensors 0.8 (eight bytes of header length, the header, the bytes).
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, (shape, dtype) in declared.items():
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _TYPES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+    for name in (order := _by_width(tensors)):
+        one = tensors[name]
+        start, end = end, end + one.size * one.dtype.itemsize
+        header[name] = {"dtype": _TYPES[one.dtype.name], "shape": list(one.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        for (name, value), (expected, form) in zip(tensors, declared.items(), strict=True):
-            if (name, value.shape, value.dtype) != (expected, *form):
-                raise ValueError(f"{name} {value.shape} {value.dtype} came where {expected} {form} was declared")
+        for name in order:
+            value = np.asarray(tensors[name])
+            if value.shape != tensors[name].shape:
+                raise ValueError(f"{name} came as {value.shape}, {tensors[name].shape} was declared")
             # As bytes, because numpy's buffers have no bfloat16.
             stream.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import jax
@@ -54,6 +54,6 @@ class Source(Protocol):
         """Returns those of the arrays that this source has; the others are for the caller to make."""
         ...
 
-    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
-        """Returns the same arrays unread, in the types of `abstract`; the shardings do not matter."""
+    def leaves(self, paths: Collection[str]) -> dict[str, Leaf]:
+        """Returns those of the arrays at `paths` that this source has, unread and in the types that they have there."""
         ...

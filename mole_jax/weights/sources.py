@@ -56,9 +56,9 @@ class HfSource:
 
         return {path: array(path, leaf) for path, leaf in abstract.items() if path in have}
 
-    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
+    def leaves(self, paths: Collection[str]) -> dict[str, Leaf]:
         have = self.checkpoint.leaf_shapes()
-        return {path: self.checkpoint.leaf(path, leaf.dtype) for path, leaf in abstract.items() if path in have}
+        return {path: self.checkpoint.leaf(path) for path in paths if path in have}
 
 
 class OwnArrays(Protocol):
@@ -79,7 +79,7 @@ class FileArrays:
     """Arrays of a file of adapters, each small enough for a host."""
 
     def __init__(self, arrays: Leaves):
-        self._arrays = {path: as_leaf(path, array, np.dtype(array.dtype)) for path, array in arrays.items()}
+        self._arrays = {path: as_leaf(path, array) for path, array in arrays.items()}
 
     @property
     def paths(self) -> Collection[str]:
@@ -153,22 +153,18 @@ class LayeredSource:
         return digest.hexdigest()
 
     def load(self, abstract: Abstract) -> dict[str, jax.Array]:
-        own, below = self._split(abstract)
+        own, below = ({path: abstract[path] for path in paths} for paths in self._split(abstract))
         return (self.base.load(below) if below else {}) | self.own.load(own)
 
-    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
-        own, below = self._split(abstract)
+    def leaves(self, paths: Collection[str]) -> dict[str, Leaf]:
+        own, below = self._split(paths)
         stored = self.own.stored()
-        return (self.base.leaves(below) if below else {}) | {
-            path: as_leaf(path, stored[path], leaf.dtype) for path, leaf in own.items()
-        }
+        return (self.base.leaves(below) if below else {}) | {path: stored[path] for path in own}
 
-    def _split(self, abstract: Abstract) -> tuple[Abstract, Abstract]:
+    def _split(self, paths: Collection[str]) -> tuple[list[str], list[str]]:
         """Returns what is stored here, and what the base is to be asked for."""
-        own = {path: leaf for path, leaf in abstract.items() if path in self.own.paths}
-        if self.base_name is None:
-            return own, {}
-        return own, {path: leaf for path, leaf in abstract.items() if path not in own}
+        own = [path for path in paths if path in self.own.paths]
+        return own, [] if self.base_name is None else [path for path in paths if path not in own]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +186,7 @@ class RandomSource:
     def load(self, abstract: Abstract) -> dict[str, jax.Array]:
         return {}
 
-    def leaves(self, abstract: Abstract) -> dict[str, Leaf]:
+    def leaves(self, paths: Collection[str]) -> dict[str, Leaf]:
         return {}
 
 

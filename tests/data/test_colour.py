@@ -13,7 +13,7 @@ from mole_jax.data import check
 from mole_jax.data.colour import REMARKS, TRANSPARENT, TURNED, WIDE
 from mole_jax.data.image import image_remarks, load_image
 from mole_jax.errors import UserError
-from tests.data.domains_on_disk import MODEL, record, write
+from tests.data.domains_on_disk import IMAGE, record, write
 
 LIMITS = {"size": 16, "aspect": "pad", "max_pixels": 10_000}
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -155,6 +155,6 @@ def test_an_inspection_says_how_many_images_of_a_domain(tmp_path, tokenizer):
     for name, content in images.items():
         (tmp_path / name).write_bytes(content)
     data = DataConfig(domains=(DomainConfig("d", write(tmp_path, "d", [record(n, image=n) for n in images])),))
-    printed = str(check.inspect(data, check.open_loader(data, tokenizer, **MODEL)))
+    printed = str(check.inspect(data, check.open_loader(data, tokenizer, image=IMAGE)))
     for remark in (WIDE, TRANSPARENT, TURNED):
         assert f"d: 1 of 4 images {REMARKS[remark]}" in printed

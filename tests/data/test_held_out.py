@@ -143,7 +143,7 @@ def test_a_record_may_have_several_answers(tmp_path, tokenizer, answers, referen
 def test_half_a_character_in_an_answer_is_refused(tmp_path, tokenizer):
     task = TaskConfig("photos", write(tmp_path, "t", [record("a") | {"answers": ["red", "\ud83d"]}]))
     with pytest.raises(UserError, match=r"record 0 \(id 'a'\), field answers: character 0 is the lone surrogate"):
-        questions(task, DATA, tokenizer=tokenizer, **MODEL)
+        questions(task, DATA, tokenizer=tokenizer, image=IMAGE)
 
 
 @pytest.mark.parametrize("answers", [[], "brown", [1], [{"text": "brown"}], ["brown", None], {"answer": "brown"}])

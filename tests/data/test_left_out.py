@@ -10,7 +10,7 @@ from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data import check as inspection
 from mole_jax.data.left_out import LeftOut, check, evenly, lines, of_report, of_task
 from mole_jax.errors import UserError
-from tests.data.domains_on_disk import MODEL, build, record, write
+from tests.data.domains_on_disk import IMAGE, build, record, write
 
 NINE = LeftOut("d", 10, 10, {"too long": 7, "bad image": 2})
 
@@ -94,7 +94,7 @@ def test_an_evaluated_task_says_it_too():
 
 
 def test_an_inspection_says_it_too(data, tokenizer):
-    found = inspection.inspect(data, inspection.open_loader(data, tokenizer, **MODEL))
+    found = inspection.inspect(data, inspection.open_loader(data, tokenizer, image=IMAGE))
     few, many, _ = found.domains
     assert few.left_out == LeftOut("few", 5, 5, {"too long": 1, "bad image": 1, "bad record": 1})
     assert (few.stopping, many.stopping) == (0, 0)
@@ -105,7 +105,7 @@ def test_an_inspection_says_it_too(data, tokenizer):
     assert not found.stops
 
     strict = dataclasses.replace(data, on_bad_record="error")
-    found = inspection.inspect(strict, inspection.open_loader(strict, tokenizer, **MODEL))
+    found = inspection.inspect(strict, inspection.open_loader(strict, tokenizer, image=IMAGE))
     assert found.domains[0].left_out.reasons == {"too long": 1}
     assert "few: training stops at 2 of 5 records" in str(found)
     assert found.stops

@@ -218,12 +218,11 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture
-def started(jobs, config):
+def started(jobs, config, tmp_path_factory):
     """Starts the training in a workdir with some number of processes, which share four devices."""
 
     def start(workdir, count: int) -> Job:
-        folder = workdir.parent / f"{workdir.name}_{count}"
-        folder.mkdir()
+        folder = tmp_path_factory.mktemp("job")
         command = ("-m", "mole_jax.train", "--config", str(config), "--workdir", str(workdir))
         return jobs(count, *command, folder=folder, XLA_FLAGS=f"{DEVICES}{4 // count}")
 
@@ -339,6 +338,12 @@ def test_a_sigterm_to_one_stops_all_at_one_step_and_one_resumes(one, started, tm
     step = newest(workdir)
     assert f"stopped by SIGTERM at step {step}; the same command resumes from there" in job.lines(0)
     assert step == len(metrics(workdir)) < len(metrics(one))
+    # A SIGTERM that comes before a resumed run has made its first step is not lost.
+    again = started(workdir, 2)
+    until(again, lambda: any(f"from step {step} in " in line for line in again.lines(0)))
+    again.processes[0].terminate()
+    assert again.wait() == [143, 143], again.lines(0)[-20:]
+    assert newest(workdir) == step + 1
     again = started(workdir, 1)
     assert again.wait() == [0], again.lines(0)[-20:]
     check_same(workdir, one)

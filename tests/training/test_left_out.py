@@ -8,8 +8,8 @@ import pytest
 
 from mole_jax.config import DomainConfig, TaskConfig
 from mole_jax.errors import UserError
+from mole_jax.files import absolute
 from mole_jax.training.loop import train
-from mole_jax.weights.run import absolute
 from tests import tiny
 from tests.data.domains_on_disk import record, write
 

@@ -56,4 +56,4 @@ def test_a_count_that_was_cut_off_names_its_remedy(tmp_path):
     config = tiny.config(tmp_path / "data", train={"steps": None, "epochs": 1.0})
     (tmp_path / "epoch.json").write_text('{"steps": 1')
     with pytest.raises(UserError, match=r"epoch.json: cannot be read as JSON .*; remove it, and the steps are counted"):
-        count_steps(config, types.SimpleNamespace(content="unchanged"), absolute(str(tmp_path)))
+        count_steps(config, types.SimpleNamespace(content={}), absolute(str(tmp_path)))

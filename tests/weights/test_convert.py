@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from mole_jax.config import AdapterConfig, MeshConfig, ModelConfig
 from mole_jax.errors import UserError
@@ -17,6 +21,8 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of, unflatten
 from mole_jax.weights import run
 from mole_jax.weights.convert import convert
+from mole_jax.weights.hf_checkpoint import HfCheckpoint
+from mole_jax.weights.names import canonical
 from mole_jax.weights.open import open_base, open_source, place
 
 
@@ -167,3 +173,80 @@ def test_a_run_of_other_shapes_names_the_array(goldens, tmp_path):
     wider = ModelSpec.of(source.architecture, AdapterConfig(kind="lora", rank=4))
     with pytest.raises(UserError, match=r"adapter/a has shape \(3, 64, 3\), the config asks for \(3, 64, 4\)"):
         place(wider, source, make_mesh(MeshConfig(data=1)), (), "float32", 0)
+
+
+HALF, BRAIN, SINGLE = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
+
+
+def typed_copy(base: Path, folder: Path, type_of) -> Path:
+    """A copy of a HF folder, in the layout that we write, each tensor in the type that `type_of` gives for it."""
+    folder.mkdir()
+    tensors = {canonical(name): array for name, array in load_file(base / "model.safetensors").items()}
+    save_file({n: a.astype(type_of(i, n)) for i, (n, a) in enumerate(tensors.items())}, folder / "model.safetensors")
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [HALF, BRAIN, SINGLE], ids=str)
+def test_types_stay_as_they_came(goldens, tmp_path, dtype):
+    base = typed_copy(goldens / "tiny_llava", tmp_path / "base", lambda number, name: dtype)
+    given = load_file(base / "model.safetensors")
+    assert convert(str(base), str(tmp_path / "run"), "run").endswith(f"numbers as {dtype}")
+    for source, to in ((base, "hf"), (tmp_path / "run", "hf2")):
+        convert(str(source), str(tmp_path / to), "hf")
+        found = load_file(tmp_path / to / "model.safetensors")
+        assert found.keys() == given.keys()
+        for name, array in given.items():
+            assert found[name].dtype == dtype, name
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert json.loads((tmp_path / to / "config.json").read_text())["dtype"] == dtype.name
+    convert(str(base), str(tmp_path / "half"), "hf", "float16")
+    assert {one.dtype for one in load_file(tmp_path / "half" / "model.safetensors").values()} == {HALF}
+
+
+def test_mixed_types_stay_tensor_by_tensor(goldens, tmp_path):
+    base = typed_copy(goldens / "tiny_llava", tmp_path / "base", lambda number, name: (HALF, BRAIN, SINGLE)[number % 3])
+    given = load_file(base / "model.safetensors")
+    # Layers of one kind are one array in a run, which takes a type that holds them all.
+    convert(str(base), str(tmp_path / "run"), "run")
+    convert(str(tmp_path / "run"), str(tmp_path / "back"), "hf")
+    said = convert(str(base), str(tmp_path / "hf"), "hf")
+    assert all(name in said for name in ("float16", "bfloat16", "float32"))
+    found, back = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "back"))
+    for name, array in given.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(back[name].astype(np.float32), array.astype(np.float32), err_msg=name)
+    # Read for training, all of it is in the type that the model asks for, mixed layers or not.
+    whole = HfCheckpoint.open(base)
+    path = "decoder/layers/attention/q_proj/kernel"
+    name = "language_model.model.layers.{}.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(whole.read(path), np.stack([given[name.format(i)].T for i in range(3)], dtype=SINGLE))
+
+
+def test_what_was_trained_takes_the_type_of_its_base_in_a_whole_model(goldens, tmp_path):
+    base = typed_copy(goldens / "tiny_llava", tmp_path / "base", lambda number, name: HALF)
+    _, leaves = trained_run(tmp_path / "lora", base, "lora")
+    trained_run(tmp_path / "mole", base, "mole")
+    for kind in ("lora", "mole"):
+        convert(str(tmp_path / kind), str(tmp_path / kind / "hf"), "hf")
+        assert {one.dtype for one in load_file(tmp_path / kind / "hf" / "model.safetensors").values()} == {HALF}
+    merged = HfCheckpoint.open(tmp_path / "lora" / "hf").read("decoder/layers/mlp/up_proj/kernel")
+    path = "decoder/layers/mlp/up_proj/"
+    expected = leaves[path + "kernel"] + 2.0 * (leaves[path + "adapter/a"] @ leaves[path + "adapter/b"])
+    np.testing.assert_array_equal(merged, expected.astype(HALF))
+    # Where adapters travel alone, they stay the float32 that was trained, or the type that a file brought.
+    convert(str(tmp_path / "lora"), str(tmp_path / "peft"), "peft")
+    file = tmp_path / "peft" / "adapter_model.safetensors"
+    assert {one.dtype for one in load_file(file).values()} == {SINGLE}
+    save_file({name: one.astype(HALF) for name, one in load_file(file).items()}, file)
+    for to, name in (("peft", "adapter_model.safetensors"), ("mole", "adapter_model.safetensors")):
+        convert(str(tmp_path / "peft"), str(tmp_path / f"half_{to}"), to)
+        assert {one.dtype for one in load_file(tmp_path / f"half_{to}" / name).values()} == {HALF}
+
+
+def test_numbers_that_are_no_weights_are_refused(goldens, tmp_path):
+    name = "language_model.model.norm.weight"
+    base = typed_copy(goldens / "tiny_llava", tmp_path / "base", lambda _, own: np.int8 if own == name else SINGLE)
+    with pytest.raises(UserError, match=rf"1 of a type that is none of float32, .*: {name} is I8"):
+        convert(str(base), str(tmp_path / "out"), "hf")

@@ -90,11 +90,10 @@ def toy_adapter(rank):
     return AdapterConfig(kind="lora", rank=rank, alpha=6.0, targets=("q_proj",))
 
 
-def toy_write(export, folder: str) -> str:
+def toy_write(export, folder: str) -> None:
     Path(folder).mkdir()
     arrays = {path.rpartition("/")[2]: np.asarray(leaf) for path, leaf in export.leaves.items() if "adapter" in path}
     np.savez(Path(folder) / FILE, rank=export.adapter.rank, **arrays)
-    return "float32"
 
 
 TOY = Format(

@@ -40,7 +40,7 @@ def make(folder, width, mlp_width, layers, shard):
         part = shape[1:] if specs[path].stacked else shape
         draw = lambda layer: rng.integers(0, 0x4000, part, np.uint16).view(dtype)
         return Leaf(shape, dtype, specs[path].stacked, draw)
-    write_hf(folder, arch, leaf, max_shard_bytes=shard)
+    write_hf(folder, arch, {path: leaf(path) for path in specs}, max_shard_bytes=shard)
 
 def both_ways(source, out):
     grown = {}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
 from mole_jax.errors import UserError
 from mole_jax.files import read_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.format import DTYPES, Export, Format, Given
+from mole_jax.weights.format import Export, Format, Given
 from mole_jax.weights.formats import llava
-from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, Readable, foreign_tensors, tensor_shapes
+from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, foreign_tensors
 from mole_jax.weights.hf_config import architecture_to_hf
 from mole_jax.weights.hf_folder import write_folder
+from mole_jax.weights.leaf import Leaves, as_leaf, main_type
 from mole_jax.weights.merge import merged
 from mole_jax.weights.names import leaf_specs
 from mole_jax.weights.sources import HfSource
@@ -37,18 +37,16 @@ def _check(export: Export) -> None:
     architecture_to_hf(export.architecture)  # refuses learned image vectors
 
 
-def _write(export: Export, folder: str) -> str:
+def _write(export: Export, folder: str) -> None:
     leaves = merged(export.leaves, export.adapter, where=export.where)
-    dtype = export.frozen_dtype
-    write_hf(folder, export.architecture, leaves, DTYPES[dtype], tokenizer=export.source.tokenizer)
-    return dtype
+    write_hf(folder, export.architecture, leaves, tokenizer=export.source.tokenizer)
 
 
 def write_hf(
     folder: str | Path,
     arch: LlavaArchitecture,
-    leaves: Readable,
-    dtype: DTypeLike = ml_dtypes.bfloat16,
+    leaves: Leaves,
+    dtype: DTypeLike | None = None,
     *,
     max_shard_bytes: int = 5_000_000_000,
     tokenizer: str | Path | None = None,
@@ -58,20 +56,19 @@ def write_hf(
     Args:
         folder: made if it is not there.
         arch: the model.
-        leaves: array of each path of `leaf_specs(arch)`, in a dict or by a function that is called once a path. Of
-            what is read when asked for, one layer is held at a time.
-        dtype: type of the written weights.
+        leaves: array of each path of `leaf_specs(arch)`. Of what is read when asked for, one layer is held at a time.
+        dtype: type of the written weights. None: each tensor in its own.
         max_shard_bytes: largest size of a file, unless a single tensor is larger.
         tokenizer: folder whose tokenizer files are copied along. None: none are.
 
     Raises:
         UserError: `arch` has image vectors, or `tokenizer` has no tokenizer.
     """
-    dtype = np.dtype(dtype)
-    config = architecture_to_hf(arch, dtype.name)
-    specs = leaf_specs(arch)
-    shapes, tensors = tensor_shapes(specs.values()), foreign_tensors(specs, leaves, dtype)
-    write_folder(folder, config, arch, shapes, dtype, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+    config, specs = architecture_to_hf(arch), leaf_specs(arch)
+    typed = {path: as_leaf(path, leaves[path], None if dtype is None else np.dtype(dtype)) for path in specs}
+    tensors = foreign_tensors(specs, typed)
+    config["dtype"] = main_type(tensors.values()).name
+    write_folder(folder, config, arch, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
 
 
 FORMAT = Format(
@@ -82,6 +79,7 @@ FORMAT = Format(
     writes="a HF LLaVA folder: plain LoRA merged",
     kinds=("none", "lora"),
     one_expert=True,
+    whole=True,
     check=_check,
     write=_write,
 )

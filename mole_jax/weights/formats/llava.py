@@ -173,6 +173,7 @@ class LlavaTensors(TensorFolder):
                     self._places.setdefault(_TOWER + name, (tower, name))
         self.files = checkpoint.files + (tower.files if tower is not None else ())
         self.shapes = {ours: files.shapes[theirs] for ours, (files, theirs) in self._places.items()}
+        self.types = {ours: files.types[theirs] for ours, (files, theirs) in self._places.items()}
         for name in _GROWN:
             # Of the right number of rows or not: what is not is left for the account of shapes to tell.
             if name in self.shapes and grown(self.shapes[name][0]) == vocab:

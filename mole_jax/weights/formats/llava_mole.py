@@ -30,12 +30,14 @@ from mole_jax.weights.foreign import (
     AdapterFile,
     OwnHeader,
     Row,
+    check_adapter,
     own_header,
     read_table,
     spec_row,
     stored_names,
 )
 from mole_jax.weights.format import Export, Format, Given, over_base
+from mole_jax.weights.hf_checkpoint import foreign_tensors
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 from mole_jax.weights.names import LeafSpec, leaf_specs
 from mole_jax.weights.safetensors_io import STATE_DICT_SUFFIXES, open_state_dict, write_file
@@ -94,19 +96,14 @@ def _tensors(adapter: AdapterConfig, arch: LlavaArchitecture, leaves: Leaves) ->
     """Returns every tensor by its name in the file, unread where the leaves are. No router bias is one of zeros."""
     tensors = cut(NAMES, adapter, arch, leaves)
     for path, spec in leaf_specs(arch).items():
-        for layer, name in enumerate(_frozen_names(spec)):
-
-            def read(_: int, path: str = path, spec: LeafSpec = spec, layer: int = layer) -> np.ndarray:
-                value = leaves[path][layer] if spec.stacked else np.asarray(leaves[path])
-                return value.transpose(spec.inverse)
-
-            tensors[name] = Leaf(spec.foreign_shape, np.dtype(leaves[path].dtype), False, read)
+        theirs = foreign_tensors({path: spec}, leaves).values()
+        tensors |= dict(zip(_frozen_names(spec), theirs, strict=True))
     for path, name in VECTORS.items():
-        tensors[name] = as_leaf(path, np.asarray(leaves[path])[None, None], np.dtype(leaves[path].dtype))
+        tensors[name] = as_leaf("", np.asarray(leaves[path])[None, None])
     if not adapter.router_bias:
         zeros = np.zeros(adapter.experts, np.float32)
         for layer in range(arch.decoder.layers):
-            tensors[NAMES.router["bias"].format(layer=layer)] = as_leaf("", zeros, zeros.dtype)
+            tensors[NAMES.router["bias"].format(layer=layer)] = as_leaf("", zeros)
     return tensors | {_COPY: tensors[_EMBEDDING]}
 
 
@@ -186,7 +183,8 @@ def _adapter(
     adapter = header.adapter
     if adapter is None:
         adapter = AdapterConfig(kind="mole", alpha=2.0 * rank, router_gradient="dense", balance_loss="pooled")
-    return dataclasses.replace(adapter, rank=rank, experts=experts, alpha=adapter.alpha if alpha is None else alpha)
+    alpha = adapter.alpha if alpha is None else alpha
+    return check_adapter(dataclasses.replace(adapter, rank=rank, experts=experts, alpha=alpha), where=path)
 
 
 def _frozen_names(spec: LeafSpec) -> list[str]:
@@ -211,18 +209,13 @@ def _check(export: Export) -> None:
     check_llava_mole(export.adapter, export.architecture, where=export.where)
 
 
-def _write(export: Export, folder: str) -> str:
+def _write(export: Export, folder: str) -> None:
     """Writes the whole state dict, each tensor in the type of its leaf and one at a time."""
-    tensors = _tensors(export.adapter, export.architecture, export.leaves)
-    # What is of more bytes first, as the file wants it.
-    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    declared = {name: (tensors[name].shape, tensors[name].dtype) for name in order}
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     header = {"adapter": config_json.to_json(export.adapter), **export.settings}
     metadata = {"format": "pt", HEADER: json.dumps(header)}
-    write_file(output / FILE, declared, ((name, np.asarray(tensors[name])) for name in order), metadata)
-    return f"float32 (frozen ones {export.frozen_dtype})"
+    write_file(output / FILE, _tensors(export.adapter, export.architecture, export.leaves), metadata)
 
 
 FORMAT = Format(

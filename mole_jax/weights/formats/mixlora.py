@@ -23,17 +23,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs
-from mole_jax.weights.foreign import HEADER, MODULES, AdapterFile, OwnHeader, own_header, read_table, spec_row
-from mole_jax.weights.format import DTYPES, Export, Format, Given, check_trained, over_base, trained_arrays
-from mole_jax.weights.leaf import as_leaf
+from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs, projector_tensors
+from mole_jax.weights.foreign import (
+    HEADER,
+    MODULES,
+    AdapterFile,
+    OwnHeader,
+    check_adapter,
+    own_header,
+    read_table,
+    spec_row,
+)
+from mole_jax.weights.format import Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.peft_config import CONFIG, base_of, dropout_of, refuse_settings
 from mole_jax.weights.safetensors_io import open_state_dict, write_file
 from mole_jax.weights.sources import LayeredSource
@@ -162,7 +168,7 @@ def _settings(config: dict[str, Any], header: OwnHeader, where: Path) -> Adapter
         }:
             raise UserError(f"{where}: says other settings than the tensors' own header; copy the whole folder")
         return adapter
-    return AdapterConfig(**own, dropout=dropout)
+    return check_adapter(AdapterConfig(**own, dropout=dropout), where=where)
 
 
 def _read(given: Given) -> LayeredSource:
@@ -175,23 +181,16 @@ def _check(export: Export) -> None:
     check_trained(export)
 
 
-def _write(export: Export, folder: str) -> str:
+def _write(export: Export, folder: str) -> None:
     """Writes adapters and router, and the projector where it was trained; one tensor is held at a time."""
     adapter, arch, leaves = export.adapter, export.architecture, export.leaves
-    tensors = cut(NAMES, adapter, arch, leaves)
-    for path, spec in projector_specs(arch).items():
-        if path in leaves:
-            value = np.asarray(leaves[path]).transpose(spec.inverse)
-            tensors[spec.pattern] = as_leaf("", value, value.dtype)
-    dtype, output = DTYPES[export.trained_dtype], Path(folder)
+    tensors = cut(NAMES, adapter, arch, leaves) | projector_tensors(arch, leaves)
+    output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
-    declared = {name: (tensor.shape, dtype) for name, tensor in tensors.items()}
-    values = ((name, np.asarray(tensor, dtype)) for name, tensor in tensors.items())
     header = {"adapter": config_json.to_json(adapter), **export.settings}
-    write_file(output / TENSORS, declared, values, {"format": "pt", HEADER: json.dumps(header)})
+    write_file(output / TENSORS, tensors, {"format": "pt", HEADER: json.dumps(header)})
     write_json(output / CONFIG, _config(adapter, export.base_name), indent=2)
     export.save_tokenizer(folder)
-    return export.trained_dtype
 
 
 FORMAT = Format(

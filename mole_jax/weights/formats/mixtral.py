@@ -15,18 +15,16 @@ In bfloat16 transformers also computes the router in bfloat16, where tokens near
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture
-from mole_jax.weights.format import DTYPES, Export, Format
-from mole_jax.weights.hf_checkpoint import foreign_tensors, tensor_shapes
+from mole_jax.weights.format import Export, Format
+from mole_jax.weights.hf_checkpoint import foreign_tensors
 from mole_jax.weights.hf_config import architecture_to_hf
 from mole_jax.weights.hf_folder import write_folder
-from mole_jax.weights.leaf import Leaves
+from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, main_type, tensor
 from mole_jax.weights.merge import merged_layer, merged_leaf
 from mole_jax.weights.names import leaf_specs
 
@@ -37,6 +35,7 @@ MATRICES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 """Mixtral's name of each projection."""
 
 _MLP = "decoder/layers/mlp/"
+_ROUTER = _MLP + "router/kernel"
 
 
 def check_mixtral(adapter: AdapterConfig, *, where: str) -> None:
@@ -76,32 +75,25 @@ def architecture_to_mixtral(arch: LlavaArchitecture, experts: int, dtype: str = 
     return config
 
 
-def _block_shapes(arch: DecoderArchitecture, experts: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def _blocks(arch: DecoderArchitecture, adapter: AdapterConfig, leaves: Leaves) -> dict[str, Leaf]:
+    """Returns routers and merged experts by name, unmade; an expert is in the type of the kernel that it comes from."""
+    tensors: dict[str, Leaf] = {}
     for layer in range(arch.layers):
-        shapes[ROUTER.format(layer=layer)] = (experts, arch.width)
-        for expert in range(experts):
-            for target, matrix in MATRICES.items():
-                inner, outer = arch.width, arch.mlp_width
-                name = EXPERT.format(layer=layer, expert=expert, matrix=matrix)
-                shapes[name] = (inner, outer) if target == "down_proj" else (outer, inner)
-    return shapes
-
-
-def _blocks(
-    arch: DecoderArchitecture,
-    adapter: AdapterConfig,
-    leaves: Leaves,
-    dtype: np.dtype,
-) -> Iterator[tuple[str, np.ndarray]]:
-    for layer in range(arch.layers):
-        router = leaves[_MLP + "router/kernel"][layer]
-        yield ROUTER.format(layer=layer), np.ascontiguousarray(router.T, dtype=dtype)
+        router = as_leaf(_ROUTER, leaves[_ROUTER])
+        tensors[ROUTER.format(layer=layer)] = tensor(
+            (adapter.experts, arch.width), router.dtype_of(layer), lambda layer=layer, router=router: router[layer].T
+        )
         for expert in range(adapter.experts):
             for target, matrix in MATRICES.items():
-                kernel = merged_layer(leaves, f"{_MLP}{target}/kernel", adapter, layer, expert)
+                path = f"{_MLP}{target}/kernel"
+                kernel = as_leaf(path, leaves[path])
+
+                def merged(path: str = path, layer: int = layer, expert: int = expert) -> np.ndarray:
+                    return merged_layer(leaves, path, adapter, layer, expert).T
+
                 name = EXPERT.format(layer=layer, expert=expert, matrix=matrix)
-                yield name, np.ascontiguousarray(kernel.T, dtype=dtype)
+                tensors[name] = tensor(kernel.shape[:0:-1], kernel.dtype_of(layer), merged)
+    return tensors
 
 
 def _check(export: Export) -> None:
@@ -109,22 +101,17 @@ def _check(export: Export) -> None:
     check_mixtral(export.adapter, where=export.where)
 
 
-def _write(export: Export, folder: str) -> str:
+def _write(export: Export, folder: str) -> None:
     """Writes a folder that transformers 5 loads as LlavaForConditionalGeneration.
 
     One matrix of one layer is merged and held at a time; sums are in float32, and rounded once.
     """
-    adapter, arch, leaves, dtype = export.adapter, export.architecture, export.leaves, DTYPES[export.frozen_dtype]
-    config = architecture_to_mixtral(arch, adapter.experts, dtype.name)
+    adapter, arch, leaves = export.adapter, export.architecture, export.leaves
     specs = {path: spec for path, spec in leaf_specs(arch).items() if not path.startswith(_MLP)}
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        yield from foreign_tensors(specs, lambda path: merged_leaf(leaves, path, adapter), dtype)
-        yield from _blocks(arch.decoder, adapter, leaves, dtype)
-
-    shapes = tensor_shapes(specs.values()) | _block_shapes(arch.decoder, adapter.experts)
-    write_folder(folder, config, arch, shapes, dtype, tensors(), tokenizer=export.source.tokenizer)
-    return dtype.name
+    whole = {path: merged_leaf(leaves, path, adapter) for path in specs}
+    tensors = foreign_tensors(specs, whole) | _blocks(arch.decoder, adapter, leaves)
+    config = architecture_to_mixtral(arch, adapter.experts, main_type(tensors.values()).name)
+    write_folder(folder, config, arch, tensors, tokenizer=export.source.tokenizer)
 
 
 FORMAT = Format(
@@ -132,6 +119,7 @@ FORMAT = Format(
     writes="a MoLE as a stock Mixtral of merged experts",
     to="hf",
     kinds=("mole",),
+    whole=True,
     check=_check,
     write=_write,
 )

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parameters import group_of
 from mole_jax.weights.foreign import AdapterFile, Row, read_table
-from mole_jax.weights.format import DTYPES, Export, Format, Given, over_base, trained_arrays
+from mole_jax.weights.format import Export, Format, Given, over_base, trained_arrays
 from mole_jax.weights.run import Meta
-from mole_jax.weights.safetensors_io import TensorFolder
+from mole_jax.weights.safetensors_io import TensorFolder, write_file
 from mole_jax.weights.sources import LayeredSource
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -85,18 +82,15 @@ def _check(export: Export) -> None:
         )
 
 
-def _write(export: Export, folder: str) -> str:
+def _write(export: Export, folder: str) -> None:
     """Writes what was trained, and what it says about itself: its base is the one that the adapters stand on."""
-    dtype, output = export.trained_dtype, Path(folder)
+    output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        path.replace("/", "."): np.ascontiguousarray(leaf, dtype=DTYPES[dtype]) for path, leaf in export.leaves.items()
-    }
-    save_file(tensors, str(output / TENSORS), metadata={"format": "np"})
+    tensors = {path.replace("/", "."): leaf for path, leaf in export.leaves.items()}
+    write_file(output / TENSORS, tensors, {"format": "np"})
     meta = export.meta(export.adapter, tuple(dict.fromkeys((*export.source.trained, "adapters", "router"))))
     write_json(output / CONFIG, KIND | meta.to_json(), indent=2)
     export.save_tokenizer(folder)
-    return dtype
 
 
 FORMAT = Format(

@@ -19,20 +19,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs
+from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs, projector_tensors
 from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row, stored_names
-from mole_jax.weights.format import DTYPES, Export, Format, Given, check_trained, over_base, trained_arrays
+from mole_jax.weights.format import Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.formats.llava import renamed
 from mole_jax.weights.names import canonical
 from mole_jax.weights.peft_config import CONFIG, PROJECTOR, adapter_from_peft, base_of, peft_config
-from mole_jax.weights.safetensors_io import TensorFolder
+from mole_jax.weights.safetensors_io import TensorFolder, write_file
 from mole_jax.weights.sources import LayeredSource
 
 TENSORS, TORCH_TENSORS = "adapter_model.safetensors", "adapter_model.bin"
@@ -119,21 +116,18 @@ def _check(export: Export) -> None:
     check_trained(export)
 
 
-def _write(export: Export, folder: str) -> str:
+def _write(export: Export, folder: str) -> None:
     """Writes a plain LoRA, and the projector where it was trained, as PEFT does."""
     adapter, arch, leaves = export.adapter, export.architecture, export.leaves
-    tensors = {name: np.asarray(one) for name, one in cut(NAMES, adapter, arch, leaves).items()}
-    projector = {path: spec for path, spec in projector_specs(arch).items() if path in leaves}
-    for path, spec in projector.items():
-        tensors[f"{PREFIX}model.{spec.pattern}"] = np.asarray(leaves[path]).transpose(spec.inverse)
-    dtype, output = export.trained_dtype, Path(folder)
+    tensors = cut(NAMES, adapter, arch, leaves)
+    projector = projector_tensors(arch, leaves)
+    tensors |= {f"{PREFIX}model.{name}": one for name, one in projector.items()}
+    output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(one, dtype=DTYPES[dtype]) for name, one in tensors.items()}
     # PEFT's own loader asks for torch's mark in the header.
-    save_file(arrays, str(output / TENSORS), metadata={"format": "pt"})
+    write_file(output / TENSORS, tensors, {"format": "pt"})
     write_json(output / CONFIG, peft_config(adapter, export.base_name, bool(projector)), indent=2)
     export.save_tokenizer(folder)
-    return dtype
 
 
 FORMAT = Format(

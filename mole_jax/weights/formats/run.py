@@ -13,8 +13,8 @@ from mole_jax.config_json import identity
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.weights import run
-from mole_jax.weights.format import DTYPES, Export, Format, Given
-from mole_jax.weights.leaf import Leaf, as_leaf
+from mole_jax.weights.format import Export, Format, Given
+from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.source import Abstract
 from mole_jax.weights.sources import LayeredSource, tokenizer_in
 
@@ -98,17 +98,12 @@ def _check(export: Export) -> None:
         raise UserError(f"{export.where}: is a run with {export.adapter.kind} adapters already; convert it --to hf")
 
 
-def _write(export: Export, folder: str) -> str:
-    if _own_paths(export) is not None:
-        meta, leaves = export.meta(export.adapter, export.source.trained), export.leaves
-        written = f"float32 (frozen ones {export.frozen_dtype})"
-    else:
-        written = export.frozen_dtype
-        leaves = {path: as_leaf(path, leaf, DTYPES[written]) for path, leaf in export.leaves.items()}
-        meta = export.meta(AdapterConfig(kind="none"), ())
-    run.write_params(absolute(folder), leaves, meta)
+def _write(export: Export, folder: str) -> None:
+    own = _own_paths(export) is not None
+    adapter = export.adapter if own else AdapterConfig(kind="none")
+    meta = export.meta(adapter, export.source.trained if own else ())
+    run.write_params(absolute(folder), export.leaves, meta)
     export.save_tokenizer(str(absolute(folder)))
-    return written
 
 
 FORMAT = Format(
