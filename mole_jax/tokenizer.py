@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from mole_jax.errors import UserError
-from mole_jax.files import check_no_pointer, read_json
+from mole_jax.files import check_no_pointer, read_json, write_bytes
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -119,10 +119,10 @@ class Tokenizer:
         """Copies the tokenizer's files into `folder`, under their usual names: also tokenizer.json beside a model."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / (MODEL_FILE if self._kind == "sentencepiece" else JSON_FILE)).write_bytes(self._content)
+        write_bytes(folder / (MODEL_FILE if self._kind == "sentencepiece" else JSON_FILE), self._content)
         for file in self.source_files[1:]:
             if file.exists() and file.parent != folder:
-                (folder / file.name).write_bytes(file.read_bytes())
+                write_bytes(folder / file.name, file.read_bytes())
 
     def __getstate__(self) -> dict:
         return {name: vars(self)[name] for name in ("source_files", "_kind", "_content", "_settings")}

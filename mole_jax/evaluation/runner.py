@@ -22,7 +22,7 @@ from mole_jax.evaluation.answers import Answers
 from mole_jax.evaluation.metrics import bootstrap_interval, by_ability, check_references, score_answers, score_of
 from mole_jax.evaluation.pins import fingerprint, pins
 from mole_jax.evaluation.tables import markdown, score_rows
-from mole_jax.files import write_json, write_json_lines, write_text
+from mole_jax.files import made, write_json, write_json_lines, write_text
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.objective import Sums
 from mole_jax.parallel import hosts
@@ -170,7 +170,7 @@ class Evaluator:
     def _write(self, workdir: epath.Path, result: dict[str, Any], lines: dict[str, list], use: dict[str, list]) -> None:
         """Writes everything; the result itself last, since its being there means that all is."""
         file = result_file(workdir, result["step"])
-        file.parent.mkdir(parents=True, exist_ok=True)
+        made(file.parent)
         for name, content in lines.items():
             write_json_lines(predictions_file(file, name), content)
         write_expert_use(workdir, use)
