@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -173,12 +174,26 @@ def writing(path: PathLike) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def explained(path: PathLike) -> Iterator[None]:
-    """Turns an `OSError` of the block, as on a full or read-only disk, into a `UserError` that names `path`."""
+    """Turns an `OSError` of the block, as on a full or read-only disk, into a `UserError` that names `path`.
+
+    Orbax and tensorstore tell of one within the text of errors of other types; these are understood too.
+    """
     try:
         yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "look at the disk or choose another folder")
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
+    except Exception as error:
+        number = _errno(error)
+        if number is None:
+            raise
+        remedy = _REMEDIES.get(number, "look at the disk or choose another folder")
+        raise UserError(f"{path}: cannot be written ({os.strerror(number) if number else error}); {remedy}") from None
+
+
+def _errno(error: Exception) -> int | None:
+    """Returns the system's number of an error; 0 if it has none (a bucket's), None if it is not the system's."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
 
 
 def _finite(value: Any) -> Any:

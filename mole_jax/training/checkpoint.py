@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -66,7 +63,7 @@ class Checkpointer:
         if step in self.manager.all_steps():
             return
         self.check_room(state)
-        with self._writing():
+        with explained(self.folder):
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -143,20 +140,9 @@ class Checkpointer:
         Raises:
             UserError: the last checkpoint cannot be written.
         """
-        with self._writing():
+        with explained(self.folder):
             self.manager.wait_until_finished()
             self.manager.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns a full disk and the like, which orbax and tensorstore tell in ways of their own, into one line."""
-        with explained(self.folder):
-            try:
-                yield
-            except Exception as error:
-                if found := re.search(r"os_error_code='(\d+)'", str(error)):
-                    raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
-                raise
 
 
 class _Manager(ocp.CheckpointManager):
