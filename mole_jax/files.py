@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -15,6 +14,7 @@ from typing import IO, Any
 from etils import epath
 
 from mole_jax.errors import UserError
+from mole_jax.forms import misfit
 
 PathLike = str | os.PathLike[str]
 
@@ -28,6 +28,9 @@ _REMEDIES = {
     errno.ENOTDIR: "a part of the path is a file; choose another folder",
     errno.EISDIR: "a folder has this name; move it away or choose another name",
     errno.ENOENT: "make the folder first or choose another one",
+    errno.EEXIST: "a file has this name; move it away or choose another folder",
+    errno.ELOOP: "its links lead in a circle; choose another folder",
+    errno.EFBIG: "files may not be that large here (ulimit -f); raise that or choose another folder",
 }
 
 
@@ -47,12 +50,12 @@ def is_remote(path: PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def read_json(path: PathLike, kind: type = dict, *, remedy: str = "") -> Any:
-    """Returns the JSON value in a file: an object, or another `kind` (list).
+def read_json(path: PathLike, form: Any = dict, *, remedy: str = "") -> Any:
+    """Returns the JSON value in a file: an object, or of another `form` (`mole_jax.forms`).
 
     Args:
         path: the file.
-        kind: type that the value must have.
+        form: what the value must be.
         remedy: what the user can do if the file is damaged, for the message.
 
     Raises:
@@ -65,30 +68,39 @@ def read_json(path: PathLike, kind: type = dict, *, remedy: str = "") -> Any:
         raise UserError(f"{path}: no such file{mend}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}){mend}") from None
-    if not isinstance(value, kind):
-        wanted = {dict: "object", list: "list"}[kind]
-        raise UserError(f"{path}: expected a JSON {wanted}, found {type(value).__name__}{mend}")
+    if wrong := misfit(value, form):
+        raise UserError(f"{path}: is not as it was written ({wrong}){mend}")
     return value
 
 
-def read_json_lines(path: PathLike) -> list[dict[str, Any]]:
+def read_json_lines(path: PathLike, form: Any = dict) -> list[dict[str, Any]]:
     """Returns the objects of a file with one on each line; a last line that a kill cut short is left out.
 
+    Args:
+        path: the file.
+        form: what each object must be (`mole_jax.forms`).
+
     Raises:
-        UserError: another line is no JSON object.
+        UserError: the file cannot be read, or another line is no such object.
     """
+    try:
+        content = epath.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); move it away") from None
     # Split at line feeds alone: JSON may hold other characters that Python takes for line breaks.
-    *lines, rest = epath.Path(path).read_bytes().split(b"\n")
+    *lines, rest = content.split(b"\n")
     found = []
     for number, line in enumerate([*lines, rest] if rest else lines, 1):
         try:
             value = json.loads(line)
-            if not isinstance(value, dict):
-                raise ValueError(f"a {type(value).__name__}")
-        except ValueError as error:
+            if wrong := misfit(value, form):
+                raise ValueError(wrong)
+        except (ValueError, RecursionError) as error:
             if number > len(lines):
                 break
-            raise UserError(f"{path}: line {number} is no JSON object ({error}); delete that line") from None
+            raise UserError(
+                f"{path}: line {number} is not as it was written ({error}); delete that line, or move the file away"
+            ) from None
         found.append(value)
     return found
 
@@ -172,28 +184,25 @@ def writing(path: PathLike) -> Iterator[IO[bytes]]:
             raise
 
 
+def made(folder: epath.Path) -> epath.Path:
+    """Makes a folder where it is not there yet, and returns it.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @contextmanager
 def explained(path: PathLike) -> Iterator[None]:
-    """Turns an `OSError` of the block, as on a full or read-only disk, into a `UserError` that names `path`.
-
-    Orbax and tensorstore tell of one within the text of errors of other types; these are understood too.
-    """
+    """Turns an `OSError` of the block, as on a full or read-only disk, into a `UserError` that names `path`."""
     try:
         yield
-    except Exception as error:
-        number = _errno(error)
-        if number is None:
-            raise
-        remedy = _REMEDIES.get(number, "look at the disk or choose another folder")
-        raise UserError(f"{path}: cannot be written ({os.strerror(number) if number else error}); {remedy}") from None
-
-
-def _errno(error: Exception) -> int | None:
-    """Returns the system's number of an error; 0 if it has none (a bucket's), None if it is not the system's."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found[1]) if found else None
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "look at the disk or choose another folder")
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from etils import epath
 
 from mole_jax.errors import UserError
-from mole_jax.files import explained, is_remote
+from mole_jax.files import explained, is_remote, made
 
 LOCK = ".lock"
 
@@ -30,8 +30,7 @@ def claimed(folder: epath.Path) -> Iterator[None]:
         _try(folder / LOCK)
         yield
         return
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with explained(made(folder) / LOCK):
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(descriptor, folder)

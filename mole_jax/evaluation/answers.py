@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from mole_jax.errors import UserError
 from mole_jax.evaluation.pins import Pins, first_difference
-from mole_jax.files import is_remote, write_text
+from mole_jax.files import explained, is_remote, json_text, made, read_json_lines, write_json_lines
 from mole_jax.parallel import hosts
 
 
@@ -36,54 +37,39 @@ class Answers:
         Raises:
           UserError: `strict`, and the answers there have other pins; or the file is not one of this kind.
         """
+        before = read_json_lines(path, ({"pins": dict}, {"prediction": str})) if path.exists() else []
+        head, *answers = before or [{"pins": pins}]
+        if "pins" not in head or not all("prediction" in one for one in answers):
+            raise UserError(f"{path}: is not a file of answers of an evaluation; move it away")
+        # As they read back: JSON has lists where Python may have tuples.
+        differs = first_difference(head["pins"], json.loads(json_text(pins)))
+        if differs is not None and strict:
+            raise UserError(
+                f"{path}: holds answers of an evaluation whose {differs} was {head['pins'].get(differs)!r}, it is now "
+                f"{pins.get(differs)!r}; put it back to go on with that one, or choose another --workdir"
+            )
         self._path, self._remote = path, is_remote(path)
-        header = json.dumps({"pins": pins})
-        lines = _whole_lines(path)
-        self.texts: list[str] = []
-        if lines:
-            before = _pins_of(lines[0], path)
-            # As they read back: JSON has lists where Python may have tuples.
-            differs = first_difference(before, json.loads(header)["pins"])
-            if differs is None:
-                self.texts = [json.loads(line)["prediction"] for line in lines[1:]]
-            elif strict:
-                raise UserError(
-                    f"{path}: holds answers of an evaluation whose {differs} was {before.get(differs)!r}, it is now "
-                    f"{pins.get(differs)!r}; put it back to go on with that one, or choose another --workdir"
-                )
-        self._lines = [header, *lines[1 : 1 + len(self.texts)]]
+        self._lines: list[Mapping[str, Any]] = [{"pins": pins}, *(answers if differs is None else ())]
+        self.texts: list[str] = [one["prediction"] for one in self._lines[1:]]
         if hosts.is_first():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write_whole()
+            made(path.parent)
+            write_json_lines(path, self._lines)
 
     def add(self, ids: Sequence[str], texts: Sequence[str]) -> None:
-        """Adds the answers to the questions `ids`, the next ones in order."""
+        """Adds the answers to the questions `ids`, the next ones in order.
+
+        Raises:
+          UserError: they cannot be written.
+        """
         self.texts += texts
         if not hosts.is_first():
             return
-        new = [json.dumps({"id": one, "prediction": text}) for one, text in zip(ids, texts, strict=True)]
+        new = [{"id": one, "prediction": text} for one, text in zip(ids, texts, strict=True)]
         if self._remote:
             self._lines += new
-            self._write_whole()
+            write_json_lines(self._path, self._lines)
             return
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in new)
+        with explained(self._path), open(self._path, "a", encoding="utf-8") as file:
+            file.writelines(json_text(line) + "\n" for line in new)
             file.flush()
             os.fsync(file.fileno())
-
-    def _write_whole(self) -> None:
-        write_text(self._path, "".join(line + "\n" for line in self._lines))
-
-
-def _whole_lines(path: epath.Path) -> list[str]:
-    if not path.exists():
-        return []
-    *whole, _ = path.read_text().split("\n")
-    return whole
-
-
-def _pins_of(line: str, path: epath.Path) -> Pins:
-    try:
-        return json.loads(line)["pins"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is not a file of answers of an evaluation; move it away") from None

@@ -13,11 +13,13 @@ from mole_jax.evaluation.checkpoint import evaluate_checkpoint, with_own_prompt
 from mole_jax.evaluation.metrics import METRIC_VERSIONS, paired_bootstrap, score_answers
 from mole_jax.evaluation.pins import WEIGHTS, first_difference
 from mole_jax.evaluation.runner import predictions_file
-from mole_jax.evaluation.tables import aligned, markdown
+from mole_jax.evaluation.tables import EVALUATION, aligned, markdown
 from mole_jax.evaluation.tables import score as percent
-from mole_jax.files import read_json, read_json_lines, write_json, write_text
+from mole_jax.files import made, read_json, read_json_lines, write_json, write_text
 from mole_jax.weights.open import open_source
 
+PREDICTION = {"prediction": str, "references": [str]}
+"""What is used of a line of predictions."""
 SEED = 0
 """Of the resamples: the same two evaluations always compare alike."""
 
@@ -46,8 +48,7 @@ class Comparison:
 
     def write(self, folder: epath.Path) -> None:
         """Writes ``comparison.json`` and ``comparison.md``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "comparison.json", dataclasses.asdict(self))
+        write_json(made(folder) / "comparison.json", dataclasses.asdict(self))
         table = f"- A: `{self.a}`\n- B: `{self.b}`\n\n{markdown(self.rows())}\n{self._note()}\n"
         write_text(folder / "comparison.md", table)
 
@@ -73,7 +74,7 @@ def compare(a: str, b: str) -> Comparison:
                 raise UserError(f"{file}: has no scores of task {name}, the other has; evaluate both on the same tasks")
     found = {}
     for name, task in tasks_a.items():
-        pins_a, pins_b = task["pins"], tasks_b[name]["pins"]
+        pins_a, pins_b = task.get("pins", {}), tasks_b[name].get("pins", {})
         differs = first_difference(pins_a, pins_b, but=WEIGHTS)
         if differs is not None:
             raise UserError(
@@ -118,10 +119,8 @@ def _read(path: str) -> tuple[epath.Path, dict[str, Any]]:
         file = max(inside.glob("step_*.json"), default=None)
     if file is None or not file.exists():
         raise UserError(f"{path}: holds no evaluation (eval/step_*.json); evaluate that checkpoint first")
-    tasks = read_json(file, remedy="evaluate that checkpoint again").get("tasks")
-    if not isinstance(tasks, dict):
-        raise UserError(f"{file}: is not the result of an evaluation; name its folder or its step_*.json")
-    tasks = {name: task for name, task in tasks.items() if task.get("score") is not None}
+    read = read_json(file, EVALUATION, remedy="name the folder of an evaluation, or evaluate that checkpoint again")
+    tasks = {name: task for name, task in read["tasks"].items() if task.get("score") is not None}
     if not tasks:
         raise UserError(f"{file}: has no scores; evaluate with evaluation.generate on")
     return file, tasks
@@ -151,5 +150,5 @@ def _scored(name: str, metric: str, file: epath.Path):
     path = predictions_file(file, name)
     if not path.exists():
         raise UserError(f"{path}: the predictions are gone; evaluate that checkpoint again")
-    lines = read_json_lines(path)
+    lines = read_json_lines(path, PREDICTION)
     return score_answers(metric, [line["prediction"] for line in lines], [line["references"] for line in lines])

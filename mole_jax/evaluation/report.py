@@ -20,8 +20,9 @@ from etils import epath
 from mole_jax.data.left_out import of_report
 from mole_jax.errors import UserError
 from mole_jax.evaluation import plots
-from mole_jax.evaluation.tables import ABSENT, SUM, Rows, aligned, number, score, scored
-from mole_jax.files import read_json, read_json_lines, write_bytes, write_text
+from mole_jax.evaluation.tables import ABSENT, EVALUATION, SUM, Rows, aligned, number, score, scored
+from mole_jax.files import made, read_json, read_json_lines, write_bytes, write_text
+from mole_jax.forms import MAYBE_NUMBER, NUMBER
 
 _EXPERT_KEY = re.compile(r"router/use/(?P<domain>.+)/expert(?P<expert>\d+)")
 
@@ -33,6 +34,14 @@ td:not(:first-child) { font-variant-numeric: tabular-nums; } img { max-width: 10
 """
 
 Tasks = Mapping[str, Mapping[str, Any]]
+
+EXPERT_USE_FILE = "eval/expert_use.json"
+METRICS = {"step": int, ...: MAYBE_NUMBER}
+EXPERT_USE = {"domains": [str], "use": [[[NUMBER]]]}
+DATA_REPORT = {
+    "domains": ({...: {"usable": (int, None), "read": (int, None), "skipped": ({...: int}, None)}}, None),
+}
+"""Forms of what a report reads (`mole_jax.forms`); data reports of older versions have no such counts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +65,19 @@ def read_run(workdir: os.PathLike[str] | str) -> RunFiles:
     folder = epath.Path(workdir)
     if not folder.exists():
         raise UserError(f"{workdir}: there is no such run folder")
-    evaluations = [_read(path) for path in (folder / "eval").glob("step_*.json")] if (folder / "eval").exists() else []
-    by_step = {int(found["step"]): scored(found) for found in evaluations if found is not None}
+    results = (folder / "eval").glob("step_*.json") if (folder / "eval").exists() else ()
+    by_step = {found["step"]: scored(found) for path in results if (found := _read(path, EVALUATION))}
     last = max(by_step, default=0)
-    metrics = read_json_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+    metrics = read_json_lines(folder / "metrics.jsonl", METRICS) if (folder / "metrics.jsonl").exists() else []
     return RunFiles(
         config=_read(folder / "config.json"),
         metrics=metrics,
         before=by_step.get(0, {}),
         after=by_step[last] if last > 0 else {},
         after_step=last or None,
-        expert_use=_read(folder / "eval" / "expert_use.json") or _expert_use(metrics),
-        data_report=_read(folder / "data_report.json"),
-        trainable=_read(folder / "trainable.json", list),
+        expert_use=_read(folder / EXPERT_USE_FILE, EXPERT_USE) or _expert_use(metrics),
+        data_report=_read(folder / "data_report.json", DATA_REPORT),
+        trainable=_read(folder / "trainable.json", [dict]),
     )
 
 
@@ -83,6 +92,8 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
     folder = epath.Path(workdir)
     run = read_run(folder)
     absent: list[str] = []
+    if run.expert_use and not (folder / EXPERT_USE_FILE).exists():
+        absent.append("expert use on held-out data: no eval/expert_use.json; shown is that of the last step")
     pictures = {}
     for name, data, why in (
         ("losses", plots.losses(run.metrics) if run.metrics else None, "losses: no metrics.jsonl"),
@@ -96,8 +107,7 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
         if data is None:
             absent.append(why)
             continue
-        (folder / "plots").mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / "plots" / f"{name}.png", data)
+        write_bytes(made(folder / "plots") / f"{name}.png", data)
         pictures[name] = data
     if run.after and not run.before:
         absent.append("before: there was no evaluation before the first step")
@@ -230,6 +240,6 @@ def _expert_use(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return None
 
 
-def _read(path: epath.Path, kind: type = dict) -> Any:
+def _read(path: epath.Path, form: Any = dict) -> Any:
     """Returns the JSON value in `path`; None where there is no such file."""
-    return read_json(path, kind, remedy="delete it to make the report without it") if path.exists() else None
+    return read_json(path, form, remedy="delete it to make the report without it") if path.exists() else None

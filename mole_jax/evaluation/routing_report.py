@@ -20,14 +20,14 @@ from mole_jax.adapters.usage import (
 from mole_jax.evaluation import routing_plots
 from mole_jax.evaluation.routing_statistics import MODALITIES, Routed
 from mole_jax.evaluation.tables import ABSENT, Rows, aligned, markdown
-from mole_jax.files import write_bytes, write_json, write_text
+from mole_jax.files import made, write_bytes, write_json, write_text
 
 RESULT = "routing.json"
 
 
 def write_routing(workdir: epath.Path, routed: Routed) -> None:
     """Writes the figures, routing.md and, last, since its being there means that all is, routing.json."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    made(workdir)
     figures = {"use": routing_plots.use(routed), "layers": routing_plots.layers(routed)}
     figures["knock_out"] = routing_plots.knock_out(routed)
     if routed.knock_out_by_layer is not None:

@@ -22,14 +22,14 @@ from mole_jax.evaluation.answers import Answers
 from mole_jax.evaluation.metrics import bootstrap_interval, by_ability, check_references, score_answers, score_of
 from mole_jax.evaluation.pins import fingerprint, pins
 from mole_jax.evaluation.tables import markdown, score_rows
-from mole_jax.files import write_json, write_json_lines, write_text
+from mole_jax.files import made, write_json, write_json_lines, write_text
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.objective import Sums
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
-from mole_jax.serving.sampler import Prompt, Sampler, ending
+from mole_jax.serving.sampler import Prompt, Sampler, ending, eos_ids
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ class Evaluator:
             self.graph,
             self.mesh,
             batch_size=size,
-            eos_id=self.tokenizer.eos_id,
+            eos_ids=eos_ids(self.tokenizer, self.arch.decoder),
             dtype=jnp.dtype(self.config.model.compute_dtype),
             decoding=ending(task.decoding, PROMPTS[self.config.data.prompt]),
             tokenizer=self.tokenizer,
@@ -170,7 +170,7 @@ class Evaluator:
     def _write(self, workdir: epath.Path, result: dict[str, Any], lines: dict[str, list], use: dict[str, list]) -> None:
         """Writes everything; the result itself last, since its being there means that all is."""
         file = result_file(workdir, result["step"])
-        file.parent.mkdir(parents=True, exist_ok=True)
+        made(file.parent)
         for name, content in lines.items():
             write_json_lines(predictions_file(file, name), content)
         write_expert_use(workdir, use)

@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mole_jax.forms import MAYBE_NUMBER, NUMBER
 from mole_jax.terminal import escaped
 
 ABSENT = "-"
 SUM = "ability_sum"
 """The sum of Tiny LVLM-eHub's abilities, as `mole_jax.evaluation.metrics.by_ability` names it."""
 Rows = Sequence[Sequence[str]]
+EVALUATION = {
+    "step": int,
+    "tasks": {
+        ...: {
+            "loss": NUMBER,
+            "score": MAYBE_NUMBER,
+            "metric": (str, None),
+            "questions": (int, None),
+            "examples": (int, None),
+            "interval": ([NUMBER], None),
+            "pins": (dict, None),
+            "skipped": ({...: int}, None),
+        }
+    },
+    "abilities": ({...: NUMBER}, None),
+}
+"""Form of what `mole_jax.evaluation.runner.Evaluator.run` writes."""
 
 
 def score_rows(result: Mapping[str, Any]) -> list[list[str]]:

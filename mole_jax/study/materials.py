@@ -32,7 +32,7 @@ def _train(base: Base) -> None:
         generate(**dataclasses.asdict(data))
     if base.texts:
         assert base.config.model.tokenizer is not None
-        records = [record for path in base.texts for record in read_json(path, list)]
+        records = [record for path in base.texts for record in read_json(path, [dict])]
         texts = [text for record in records for text in (record["question"], record["answer"])]
         train_tokenizer(texts, base.config.model.tokenizer)
     train(base.config, workdir)

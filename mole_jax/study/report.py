@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from etils import epath
 
 from mole_jax.evaluation.tables import ABSENT, Rows, aligned, markdown, number
-from mole_jax.files import write_text
+from mole_jax.files import made, write_bytes, write_text
 from mole_jax.study import figures
 from mole_jax.study.analysis import MEAN, Analysis, Comparison, Cost, analyse, sections
 from mole_jax.study.finding import finding
@@ -54,9 +54,9 @@ def write(folder: epath.Path) -> str:
     analysis = analyse(results)
     said = finding(results, analysis)
     drawn = figures.draw(results, analysis)
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    made(folder / "plots")
     for name, data in drawn.items():
-        (folder / "plots" / f"{name}.png").write_bytes(data)
+        write_bytes(folder / "plots" / f"{name}.png", data)
     write_text(folder / "report.json", json.dumps(_values(results, analysis, said), indent=1))
     write_text(folder / "report.md", _page(results, analysis, said, drawn))
     return f"{textwrap.fill(said, _WIDTH)}\n\n{aligned(_arm_rows(results, analysis, results.section(MAIN)))}"

@@ -12,7 +12,7 @@ from etils import epath
 
 from mole_jax.config import Config
 from mole_jax.evaluation.runner import result_file
-from mole_jax.files import write_json, write_text
+from mole_jax.files import made, write_json, write_text
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
 from mole_jax.parameters import group_of
@@ -38,7 +38,7 @@ def run(study: Study, workdir: epath.Path, *, part: int = 0, parts: int = 1) -> 
     """
     grid, configs = lay_out(study)
     if hosts.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
+        made(workdir)
     _make_materials(study, workdir / "prepared", part)
     if hosts.is_first():
         write_json(workdir / "study.json", _counted(grid, configs).to_json())

@@ -13,6 +13,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from mole_jax.errors import UserError
+from mole_jax.files import write_bytes
 from mole_jax.synthetic import language
 
 SYSTEM = (
@@ -65,7 +66,7 @@ def train_tokenizer(texts: Iterable[str], folder: str | os.PathLike[str], vocab_
     model.normalizer_spec.escape_whitespaces = True
     path = Path(folder) / "tokenizer.model"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    write_bytes(path, model.SerializeToString(deterministic=True))
     return path
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
 from typing import Any
 
@@ -16,7 +14,7 @@ from mole_jax.config import CheckpointConfig
 from mole_jax.errors import UserError
 from mole_jax.files import explained, is_remote
 from mole_jax.training.step import TrainState
-from mole_jax.weights.run import CHECKPOINTS, Meta
+from mole_jax.weights.run import CHECKPOINTS, Meta, storing
 
 HELD_OUT_LOSS = "held_out_loss"
 _OPT_STATE = "moments"  # its name in the checkpoints of all versions
@@ -33,7 +31,6 @@ class Checkpointer:
 
     def __init__(self, workdir: epath.Path, config: CheckpointConfig):
         self.folder, self._config = workdir / CHECKPOINTS, config
-        logging.getLogger("absl").addFilter(_told_by_exception)
         best = preservation_policy.BestN(
             get_metric_fn=lambda metrics: metrics[HELD_OUT_LOSS],
             reverse=True,
@@ -41,14 +38,15 @@ class Checkpointer:
             keep_checkpoints_without_metrics=False,
         )
         newest = preservation_policy.LatestN(config.keep_last)
-        self.manager = _Manager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
-                cleanup_tmp_directories=True,
-            ),
-            item_names=("params", "optimizer", "data", "meta"),
-        )
+        with storing(self.folder):
+            self.manager = _Manager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
+                    cleanup_tmp_directories=True,
+                ),
+                item_names=("params", "optimizer", "data", "meta"),
+            )
 
     def steps(self) -> list[int]:
         """Returns the steps that have a finished checkpoint, the newest first."""
@@ -63,7 +61,7 @@ class Checkpointer:
         if step in self.manager.all_steps():
             return
         self.check_room(state)
-        with explained(self.folder):
+        with storing(self.folder):
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -140,7 +138,7 @@ class Checkpointer:
         Raises:
             UserError: the last checkpoint cannot be written.
         """
-        with explained(self.folder):
+        with storing(self.folder):
             self.manager.wait_until_finished()
             self.manager.close()
 
@@ -150,11 +148,6 @@ class _Manager(ocp.CheckpointManager):
         """Returns False: orbax only counts seconds by it, and its asking, with numbers of its own, would lead jax's
         agreement on a step (`hosts.told_to_stop`) astray."""
         return False
-
-
-def _told_by_exception(record: logging.LogRecord) -> bool:
-    """Keeps out of the log what orbax's threads log as an error and raise too: a dozen tracebacks for one full disk."""
-    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 class Damaged(Exception):

@@ -54,7 +54,9 @@ def check(workdir: epath.Path, found: dict[str, Any]) -> str | None:
         return None
     file = workdir / FILE
     if not file.exists():
-        return f"{workdir}: an older version has not written down its held-out data; whether they changed is not known"
+        return (
+            f"{file}: is not there (older versions wrote none); whether held-out data or tokenizer changed is not known"
+        )
     before = read_json(file, remedy="delete it to resume without its check")
     for name in before.keys() & found.keys():
         if before[name] != found[name]:

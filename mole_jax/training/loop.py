@@ -21,6 +21,7 @@ from mole_jax.data.mixture import merged
 from mole_jax.errors import UserError
 from mole_jax.evaluation import report
 from mole_jax.evaluation.runner import Evaluator, result_file
+from mole_jax.evaluation.tables import EVALUATION
 from mole_jax.files import read_json, write_json
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
@@ -55,7 +56,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     run = set_up(config, workdir)
     checkpointer = Checkpointer(workdir, config.checkpoint)
     start, state, said = resume(run, checkpointer)
-    notes = [run.unchecked, said]
+    notes = [*run.unchecked, said]
     progress = Progress(run.total_steps, start, show=hosts.is_first())
     for note in filter(None, notes):
         progress.say(note)
@@ -195,7 +196,7 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
     if not config.evaluation.tasks:
         return None
     file, again = result_file(run.workdir, step), "delete it to have it made again"
-    result = hosts.first("evaluated", lambda: read_json(file, remedy=again) if file.exists() else None)
+    result = hosts.first("evaluated", lambda: read_json(file, EVALUATION, remedy=again) if file.exists() else None)
     if result is None:
         evaluator = Evaluator(config, run.spec.arch, run.spec.graph, run.mesh, run.tokenizer, run.evaluation_step)
         result = evaluator.run(run.workdir, step, state.params, run.frozen, generate=generate)

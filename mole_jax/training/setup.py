@@ -16,7 +16,7 @@ from mole_jax.config import Config
 from mole_jax.data.load import check_room
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
-from mole_jax.files import read_json, write_json
+from mole_jax.files import made, read_json, write_json
 from mole_jax.model.objective import Forward
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
@@ -70,8 +70,8 @@ class Run:
     step: jax.stages.Wrapped
     """Of a state (donated), the frozen arrays and a batch's arrays: the next state and metrics."""
     evaluation_step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
-    unchecked: str | None = None
-    """What to say of the run that is resumed, if not all that it was given is known."""
+    unchecked: tuple[str, ...] = ()
+    """What to say of the run that is resumed, where not all that it was given is known."""
 
 
 def set_up(config: Config, workdir: epath.Path) -> Run:
@@ -83,13 +83,13 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     hosts.agree("config", _dotted(config_json.to_json(config)) | {"version of jax": jax.__version__})
     # Before the base, which may be a long download away.
     check_rows(config.train.batch_rows, config.train.accumulation, make_mesh(config.mesh))
-    hosts.first("workdir", lambda: check_same_run(workdir, config))
+    unchecked = [hosts.first("workdir", lambda: check_same_run(workdir, config))]
     opened = open_model(config)
     source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec
     arch = source.architecture
     check_room(config.data, arch.image, positions=arch.decoder.max_position)
     given = inputs.look(config, tokenizer)
-    unchecked = hosts.first("inputs", lambda: inputs.check(workdir, given))
+    unchecked.append(hosts.first("inputs", lambda: inputs.check(workdir, given)))
     part, parts = reader(mesh)
     mixture = Mixture.build(
         config.data,
@@ -142,7 +142,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         train_step=train_step,
         step=compiled_step(train_step, state, mesh),
         evaluation_step=jax.jit(train_step.forward.evaluation_step, out_shardings=replicated(mesh)),
-        unchecked=unchecked,
+        unchecked=tuple(filter(None, unchecked)),
     )
 
 
@@ -188,16 +188,20 @@ def compiled_step(train_step: TrainStep, state: TrainState, mesh: jax.sharding.M
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings_of(state), replicated(mesh)))
 
 
-def check_same_run(workdir: epath.Path, config: Config) -> None:
+def check_same_run(workdir: epath.Path, config: Config) -> str | None:
     """Makes the workdir; in one where a run has begun (evaluated or saved), checks that it is this run.
+
+    Returns:
+        What to say of a run whose config is gone; otherwise None.
 
     Raises:
         UserError: the workdir holds a run of another config; the message names the first field that differs.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    file = workdir / "config.json"
-    if not file.exists() or not ((workdir / "eval").exists() or latest_step(workdir) is not None):
-        return
+    file = made(workdir) / "config.json"
+    if not ((workdir / "eval").exists() or latest_step(workdir) is not None):
+        return None
+    if not file.exists():
+        return f"{file}: is gone; whether that run was begun with this config is not known"
     # Through a config, so that a field that came later counts as the default that it then had.
     stored = read_json(file, remedy="put the run's own back, or choose another --workdir")
     before = _dotted(config_json.to_json(config_json.from_json(stored, where=str(file))))
@@ -208,6 +212,7 @@ def check_same_run(workdir: epath.Path, config: Config) -> None:
                 f"{file}: holds a run whose {field} is {before.get(field)!r}, the config has {now.get(field)!r}; "
                 "put it back to resume that run, or choose another --workdir"
             )
+    return None
 
 
 def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -255,7 +260,9 @@ def count_steps(config: Config, mixture: Mixture, workdir: epath.Path) -> int:
     }
 
     def known() -> int | None:
-        before = read_json(file, remedy="remove it, and the steps are counted again") if file.exists() else {}
+        if not file.exists():
+            return None
+        before = read_json(file, {"steps": int}, remedy="remove it, and the steps are counted again")
         return before["steps"] if {name: before.get(name) for name in counted} == counted else None
 
     steps = hosts.first("epoch", known)

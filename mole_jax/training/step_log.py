@@ -20,7 +20,7 @@ from mole_jax.training.flops import step_flops
 from mole_jax.training.routing_watch import RoutingWatch
 from mole_jax.training.setup import Run
 from mole_jax.training.summary import speed_metrics, step_metrics
-from mole_jax.training.telemetry import MetricsWriter, Progress, record_events
+from mole_jax.training.telemetry import METRICS_FILE, MetricsWriter, Progress, record_events
 
 BAD_STEPS_FILE = "bad_steps.jsonl"
 
@@ -43,6 +43,9 @@ class StepLog:
         # Routed by domain there is no router to watch.
         watched = run.config.adapter.kind == "mole" and run.config.adapter.route_by != "domain"
         self._watch = RoutingWatch(run.config, run.workdir, progress.say) if watched and writer is not None else None
+        if writer is not None and len(writer.missing) >= run.config.train.log_every:
+            steps = f"{writer.missing[0]} to {writer.missing[-1]}"
+            progress.say(f"{run.workdir / METRICS_FILE}: has no lines of steps {steps}; they are lost", warn=True)
         self.restart_clock()
 
     @property

@@ -15,7 +15,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from mole_jax.files import explained, is_remote, json_text, read_json_lines, write_json_lines
+from mole_jax.files import explained, is_remote, json_text, made, read_json_lines, write_json_lines
 from mole_jax.terminal import escaped, warning
 from mole_jax.training.tensorboard import EventFile
 
@@ -24,6 +24,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 REMOTE_FLUSH_SECONDS = 30.0
 """Seconds between uploads where a file cannot be appended to."""
 _DOMAIN_LETTERS = 8
+_OF_A_STEP = {"step": int}
 
 
 class MetricsWriter:
@@ -37,10 +38,11 @@ class MetricsWriter:
 
     def __init__(self, workdir: os.PathLike[str] | str, resume_step: int | None):
         self._path = epath.Path(workdir) / METRICS_FILE
-        with explained(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        made(self._path.parent)
         before = read_metrics(workdir) if resume_step is not None and self._path.exists() else []
         kept = [record for record in before if record["step"] <= (resume_step or 0)]
+        self.missing = range(kept[-1]["step"] + 1 if kept else 1, (resume_step or 0) + 1)
+        """Steps before the first one to come that have no line: not due, or lost with the end of the file."""
         write_json_lines(self._path, kept)
         self._remote = is_remote(self._path)
         self._records = kept if self._remote else []
@@ -104,7 +106,7 @@ class MetricsWriter:
 
 def read_metrics(workdir: os.PathLike[str] | str) -> list[dict[str, Any]]:
     """The objects of `workdir/metrics.jsonl` in order; a last line cut short by a crash is left out."""
-    return read_json_lines(epath.Path(workdir) / METRICS_FILE)
+    return read_json_lines(epath.Path(workdir) / METRICS_FILE, _OF_A_STEP)
 
 
 def record_events(file: epath.Path, step: int, events: Sequence[Mapping[str, Any]]) -> None:
@@ -112,7 +114,7 @@ def record_events(file: epath.Path, step: int, events: Sequence[Mapping[str, Any
 
     A resumed run takes steps again: their earlier events go.
     """
-    before = read_json_lines(file) if file.exists() else []
+    before = read_json_lines(file, _OF_A_STEP) if file.exists() else []
     write_json_lines(file, [*(one for one in before if one["step"] < step), *({"step": step, **one} for one in events)])
 
 

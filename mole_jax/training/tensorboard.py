@@ -18,7 +18,7 @@ from tensorboardX import summary
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from mole_jax.files import explained, is_remote, write_bytes
+from mole_jax.files import explained, is_remote, made, write_bytes
 
 events: Any = event_pb2
 """Its classes are made at import, where no type checker sees them."""
@@ -35,8 +35,8 @@ class EventFile:
         """
         now = time.time()
         self._path = folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
-        with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        made(folder)
+        with explained(self._path):
             self._stream: IO[bytes] = io.BytesIO() if is_remote(folder) else open(self._path, "wb")  # noqa: SIM115
         self._write(events.Event(wall_time=now, file_version="brain.Event:2"))
         self._write(

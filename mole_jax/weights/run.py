@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -22,6 +26,7 @@ from mole_jax import config_json
 from mole_jax.compat import array_writer
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
+from mole_jax.files import explained
 from mole_jax.model.architecture import LlavaArchitecture, check_sizes
 from mole_jax.parameters import flatten, unflatten
 from mole_jax.weights.foreign import check_adapter
@@ -72,7 +77,7 @@ class Meta:
 def latest_step(folder: epath.Path) -> int | None:
     """Returns the newest complete checkpoint of a run's folder."""
     checkpoints = folder / CHECKPOINTS
-    if not checkpoints.exists():
+    if not checkpoints.is_dir():
         return None
     # Orbax writes under another name and renames at the end, so a number is a complete checkpoint.
     steps = [int(child.name) for child in checkpoints.iterdir() if child.name.isdigit()]
@@ -169,10 +174,31 @@ def _by_layer(leaf: Leaf) -> bool:
     return leaf.stacked and leaf.part_bytes >= 1 << 20
 
 
+@contextmanager
+def storing(folder: epath.Path) -> Iterator[None]:
+    """Turns a full disk and the like, which orbax and tensorstore tell in ways of their own, into a `UserError`."""
+    logging.getLogger("absl").addFilter(_told_by_exception)  # threads outlive the block; a second time changes nothing
+    with explained(folder):
+        try:
+            yield
+        except Exception as error:
+            if found := re.search(r"os_error_code='(\d+)'", str(error)):
+                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+            raise
+
+
+def _told_by_exception(record: logging.LogRecord) -> bool:
+    """Keeps out of the log what orbax's threads log as an error and raise too: a dozen tracebacks for one full disk."""
+    return record.levelno < logging.ERROR or f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
 def write_params(folder: epath.Path, params: Mapping[str, jax.Array] | Mapping[str, Leaf], meta: Meta) -> None:
     """Writes a checkpoint 0 that holds arrays and facts only: a base for later runs.
 
     Of leaves, one layer is in memory at a time.
+
+    Raises:
+        UserError: it cannot be written.
     """
     handlers = type_handlers.create_type_handler_registry(
         (jax.Array, type_handlers.ArrayHandler()), (Leaf, _leaf_writer())
@@ -189,7 +215,8 @@ def write_params(folder: epath.Path, params: Mapping[str, jax.Array] | Mapping[s
         else ocp.SaveArgs()
         for path, leaf in params.items()
     }
-    with ocp.CheckpointManager(folder / CHECKPOINTS, options=options, item_handlers=items) as manager:
+    where = folder / CHECKPOINTS
+    with storing(where), ocp.CheckpointManager(where, options=options, item_handlers=items) as manager:
         manager.save(
             0,
             args=ocp.args.Composite(

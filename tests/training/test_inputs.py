@@ -103,7 +103,10 @@ def test_another_setting_of_jax_is_refused(copy, name, value):
 def test_a_run_of_before_goes_on_with_a_word(copy, capsys):
     (copy / "run" / "inputs.json").unlink()
     _resume(copy)
-    assert "has not written down its held-out data; whether they changed is not known" in capsys.readouterr().err
+    assert (
+        "inputs.json: is gone, or was never written; whether held-out data or tokenizer changed is not known"
+        in capsys.readouterr().err
+    )
     assert (copy / "run" / "inputs.json").exists()
 
 
