@@ -46,7 +46,7 @@ class Variant:
             self.spec.graph,
             self.mesh,
             batch_size=1,
-            eos_id=-1,  # no token has it, so that no row ends before the others
+            eos_ids=(-1,),  # no token has it, so that no row ends before the others
             dtype=jnp.dtype(dtype),
             decoding=DecodingConfig(),
         )
@@ -66,7 +66,7 @@ class Variant:
             "images": np.zeros((0, vision.image_size, vision.image_size, 3), np.uint8),
         }
         settings = Settings.of([DecodingConfig(max_new_tokens=tokens + 2)] * rows, range(rows))
-        common = {"graph": self.spec.graph, "dtype": self.sampler.dtype, "eos_id": -1, "weights": self.weights}
+        common = {"graph": self.spec.graph, "dtype": self.sampler.dtype, "eos_ids": (-1,), "weights": self.weights}
         run = programs(self.mesh)
 
         def prefill():

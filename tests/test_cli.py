@@ -134,6 +134,8 @@ def test_wrong_overrides_get_one_line(
         ("\nimport nothing_of_that_name", ", line 2: ModuleNotFoundError: No module named 'nothing_of_that_name'"),
         ("def get_config():\n    return 1 / 0", ", line 2: ZeroDivisionError: division by zero"),
         ("def get_config(:", ", line 1: SyntaxError: "),
+        ("import sys\nsys.exit(0)", ", line 2: ends the program (SystemExit); it should only return"),
+        ("def get_config():\n    raise SystemExit", ", line 2: ends the program (SystemExit); it should only return"),
         (CONFIG.replace("steps=3", "stepz=3"), ", line 9: TrainConfig has no field 'stepz', did you mean 'steps'?"),
         (
             CONFIG.replace('DomainConfig("general", "a.json")', 'DomainConfig("general", "a.json", wait=2)'),

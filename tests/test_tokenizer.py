@@ -113,3 +113,101 @@ def test_a_wrong_tokenizer_is_refused(tmp_path, make, message):
 def _file(path, content):
     path.write_bytes(content)
     return path
+
+
+def _beside(folder, tokenizer_file, **files):
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(tokenizer_file.read_bytes())
+    for name, values in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    return folder
+
+
+def _token(content: str, **flags) -> dict:
+    return {"content": content, "special": False} | flags
+
+
+def test_tokens_added_beside_a_model_are_single_ids(tmp_path, tokenizer_file, tokenizer):
+    size = tokenizer.vocab_size
+    decoder = {
+        str(size): _token("<image>", special=True),
+        str(size + 1): _token("<pad>", special=True),
+        str(size + 2): _token("<loc1>"),
+        str(size + 3): _token("<loc12>"),
+        "2": _token("</s>", special=True),
+    }
+    config = {"added_tokens_decoder": decoder, "pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
+    folder = _beside(tmp_path / "t", tokenizer_file, tokenizer_config=config, added_tokens={"radiograph": size + 4})
+    loaded = Tokenizer.load(folder)
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.vocab_size) == (1, 2, size + 1, size + 5)
+    text = "a radiograph <loc12> of <loc1>it"
+    ids, offsets = loaded.encode(text)
+    parts = [tokenizer.encode(part)[0] for part in ("a ", " ", " of ", "it")]
+    assert ids == [*parts[0], size + 4, *parts[1], size + 3, *parts[2], size + 2, *parts[3]]
+    for i in (size + 2, size + 3, size + 4):
+        start, end = offsets[ids.index(i)]
+        assert text[start:end] == {size + 2: "<loc1>", size + 3: "<loc12>", size + 4: "radiograph"}[i]
+    assert loaded.decode(ids) == text
+    # Special ones are put in by prompts alone: in a text they are characters, as </s> is.
+    for special in ("<image>", "<pad>", "</s>"):
+        assert loaded.encode(f"x{special}y") == tokenizer.encode(f"x{special}y")
+    assert loaded.decode([size, *ids, size + 1]) == text
+    assert pickle.loads(pickle.dumps(loaded)).encode(text) == (ids, offsets)
+    loaded.save(tmp_path / "copy")
+    assert Tokenizer.load(tmp_path / "copy").encode(text) == (ids, offsets)
+
+
+def test_roles_and_white_space_of_added_tokens(tmp_path, tokenizer_file, tokenizer):
+    size = tokenizer.vocab_size
+    more = {"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": ["<tool>"]}
+    added = {"<|im_end|>": size, "<tool>": size + 1}
+    decoder = {str(size + 2): _token("#", lstrip=True, rstrip=True), str(size + 3): _token("ab", single_word=True)}
+    config = {"added_tokens_decoder": decoder}
+    folder = _beside(
+        tmp_path / "t", tokenizer_file, special_tokens_map=more, added_tokens=added, tokenizer_config=config
+    )
+    loaded = Tokenizer.load(folder)
+    assert loaded.eos_id == size
+    assert loaded.is_special(size)
+    assert loaded.is_special(size + 1)
+    assert loaded.encode("x<|im_end|> <tool>") == tokenizer.encode("x<|im_end|> <tool>")
+    ids, offsets = loaded.encode("a  # b ab cab")
+    assert ids[1:2] == [size + 2]
+    assert offsets[1] == (1, 5)
+    assert ids.count(size + 3) == 1
+
+
+def test_the_tokenizer_json_beside_a_model_stays_with_it(tmp_path, tokenizer_file):
+    folder = _beside(tmp_path / "t", tokenizer_file, tokenizer={"model": "theirs"})
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    Tokenizer.load(folder).save(tmp_path / "copy")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"added_tokens": {"<a>": 5}}, "add '<a>' as 5, which is "),
+        ({"added_tokens": {"<a>": 900, "<b>": 900}}, "add '<b>' as 900, which is '<a>' already"),
+        ({"added_tokens": {"<a>": 10**12}}, "are not texts with ids of 0 to"),
+        ({"added_tokens": {"<a>": -1}}, "are not texts with ids of 0 to"),
+        ({"added_tokens": {"": 900}}, "are not texts with ids of 0 to"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "are not texts with ids of 0 to"),
+        ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "are not texts with ids of 0 to"),
+        ({"tokenizer_config": {"eos_token": "<end>"}}, "names eos_token '<end>', which is not in its vocabulary"),
+        ({"tokenizer_config": [1]}, "expected a JSON object"),
+    ],
+)
+def test_files_beside_a_model_that_do_not_fit_it(tmp_path, tokenizer_file, files, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Tokenizer.load(_beside(tmp_path / "t", tokenizer_file, **files))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pointer_in_place_of_a_tokenizer(tmp_path):
+    (tmp_path / "tokenizer.model").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 499723\n"
+    )
+    with pytest.raises(UserError, match=r"tokenizer.model: is a Git LFS pointer .*; fetch it with git lfs pull"):
+        Tokenizer.load(tmp_path)

@@ -10,9 +10,11 @@ import sys
 import pytest
 from etils import epath
 
+from mole_jax.config import TaskConfig
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.workdir import claimed
+from tests import tiny
 
 HOLD = (
     "import sys, time\nfrom etils import epath\nfrom mole_jax.workdir import claimed\n"
@@ -59,3 +61,19 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, name, 
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(UserError, match="is no name of a folder or file"):
         absolute(name)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "routing"])
+def test_commands_tell_of_their_workdir_before_they_open_a_checkpoint(tmp_path, command):
+    task = TaskConfig("general", str(tmp_path / "none.json"))
+    config = tiny.write_config(tmp_path / "config.py", tmp_path, evaluation={"tasks": (task,)})
+    config.write_text(f"from mole_jax.config import *\n{config.read_text()}")
+    folder = epath.Path(tmp_path / "out")
+    flags = ["--config", str(config), "--checkpoint", "none", "--workdir", str(folder)]
+    with claimed(folder):
+        ran = subprocess.run(
+            [sys.executable, "-m", f"mole_jax.{command}", *flags], cwd=tiny.ROOT, capture_output=True, text=True
+        )
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"error: {folder}: process {os.getpid()} on ")

@@ -29,7 +29,7 @@ from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
-from mole_jax.serving.sampler import Prompt, Sampler, ending
+from mole_jax.serving.sampler import Prompt, Sampler, ending, eos_ids
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ class Evaluator:
             self.graph,
             self.mesh,
             batch_size=size,
-            eos_id=self.tokenizer.eos_id,
+            eos_ids=eos_ids(self.tokenizer, self.arch.decoder),
             dtype=jnp.dtype(self.config.model.compute_dtype),
             decoding=ending(task.decoding, PROMPTS[self.config.data.prompt]),
             tokenizer=self.tokenizer,

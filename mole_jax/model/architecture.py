@@ -60,6 +60,13 @@ class DecoderArchitecture:
     bos_id: int | None = 1
     eos_id: int = 2
     pad_id: int = 0
+    other_eos_ids: tuple[int, ...] = ()
+    """Ids that end an answer too, besides `eos_id`."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All ids that end an answer."""
+        return (self.eos_id, *self.other_eos_ids)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parameters import Tree
 from mole_jax.serving.inputs import Picture, content, pictures
-from mole_jax.serving.sampler import Prompt, Sampler, ending
+from mole_jax.serving.sampler import Prompt, Sampler, ending, eos_ids
 from mole_jax.tokenizer import Tokenizer
 
 MAX_PIXELS = 50_000_000
@@ -90,7 +90,7 @@ class Assistant:
             graph,
             cast(Mesh, cast(NamedSharding, embedding.sharding).mesh),
             batch_size=batch_size,
-            eos_id=processor.tokenizer.eos_id,
+            eos_ids=eos_ids(processor.tokenizer, processor.arch.decoder),
             dtype=embedding.dtype,
             decoding=ending(decoding, PROMPTS[processor.prompt]),
             tokenizer=processor.tokenizer,

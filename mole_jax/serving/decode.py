@@ -34,12 +34,12 @@ class State(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """`jax.jit` functions, compiled once per shape; the model's graph, the type and the end token are static."""
+    """`jax.jit` functions, compiled once per shape; the model's graph, the type and the end tokens are static."""
 
     prefill: Callable[..., State]
-    """``(graph, dtype, eos_id, capacity, weights, prompts, settings) -> State`` with the first token of each row."""
+    """``(graph, dtype, eos_ids, capacity, weights, prompts, settings) -> State`` with the first token of each row."""
     extend: Callable[..., State]
-    """``(graph, dtype, eos_id, weights, state, settings, until) -> State`` with `until` tokens, or all rows done."""
+    """``(graph, dtype, eos_ids, weights, state, settings, until) -> State`` with `until` tokens, or all rows done."""
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def programs(mesh: Mesh) -> Programs:
     rows, whole = batch_sharding(mesh), replicated(mesh)
     kv = NamedSharding(mesh, partition("layers", "batch", None, "kv_heads", None))
     out = State(Cache(kv, kv, rows, rows), rows, whole, whole, whole)  # pyright: ignore[reportArgumentType]
-    static = ("graph", "dtype", "eos_id")
+    static = ("graph", "dtype", "eos_ids")
     return Programs(
         jax.jit(_prefill, static_argnames=(*static, "capacity"), out_shardings=out),
         jax.jit(_extend, static_argnames=static, donate_argnames="state", out_shardings=out),
@@ -58,7 +58,7 @@ def programs(mesh: Mesh) -> Programs:
 def _prefill(
     graph: nnx.GraphDef,
     dtype: jnp.dtype,
-    eos_id: int,
+    eos_ids: tuple[int, ...],
     capacity: int,
     weights: Tree,
     prompts: dict[str, Array],
@@ -77,14 +77,14 @@ def _prefill(
     text = (jnp.arange(width) < lengths[:, None]) & (tokens != model.arch.image_token_id)
     vocab = logits.shape[-1]
     seen = jnp.zeros((rows, vocab), bool).at[jnp.arange(rows)[:, None], jnp.where(text, tokens, vocab)].set(True)
-    new = jnp.full((rows, capacity), eos_id, jnp.int32)
-    return _add(State(cache, seen, new, jnp.int32(0), jnp.zeros(rows, bool)), logits, settings, eos_id)
+    new = jnp.full((rows, capacity), eos_ids[0], jnp.int32)
+    return _add(State(cache, seen, new, jnp.int32(0), jnp.zeros(rows, bool)), logits, settings, eos_ids)
 
 
 def _extend(
     graph: nnx.GraphDef,
     dtype: jnp.dtype,
-    eos_id: int,
+    eos_ids: tuple[int, ...],
     weights: Tree,
     state: State,
     settings: Settings,
@@ -98,18 +98,19 @@ def _extend(
     def step(state: State) -> State:
         token = jax.lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=1)
         hidden, cache = decoder.cached(decoder.embed(token, dtype), state.cache, jnp.ones(len(token), jnp.int32))
-        return _add(state._replace(cache=cache), decoder.logits(hidden[:, 0]), settings, eos_id)
+        return _add(state._replace(cache=cache), decoder.logits(hidden[:, 0]), settings, eos_ids)
 
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def _add(state: State, logits: Float[Array, "B V"], settings: Settings, eos_id: int) -> State:
-    token = jnp.where(state.done, eos_id, next_token(logits, state.seen, settings, state.count))
+def _add(state: State, logits: Float[Array, "B V"], settings: Settings, eos_ids: tuple[int, ...]) -> State:
+    token = jnp.where(state.done, eos_ids[0], next_token(logits, state.seen, settings, state.count))
     count = state.count + 1
+    ended = functools.reduce(jnp.logical_or, [token == one for one in eos_ids])
     return State(
         state.cache,
         state.seen.at[jnp.arange(len(token)), token].set(True),
         jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, axis=1),
         count,
-        state.done | (token == eos_id) | (count >= settings.max_new_tokens),
+        state.done | ended | (count >= settings.max_new_tokens),
     )

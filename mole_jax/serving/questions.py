@@ -115,9 +115,9 @@ def answer_file(
 @contextmanager
 def _held(output: Path) -> Iterator[None]:
     """Makes the file and keeps it from a second process, which would answer the same questions."""
-    if output.exists() and not output.is_file():
-        raise UserError(f"{output}: is no file; choose another --output")
     with explained(output):
+        if output.exists() and not output.is_file():
+            raise UserError(f"{output}: is no file; choose another --output")
         output.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(output, os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 
 from mole_jax.config import DecodingConfig
 from mole_jax.data.conversation import PromptPreset
+from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import batch_sharding, replicated
 from mole_jax.parameters import AdapterParam, Tree, declared, unflatten
@@ -49,7 +50,8 @@ class Sampler:
     graph: nnx.GraphDef
     mesh: jax.sharding.Mesh
     batch_size: int
-    eos_id: int
+    eos_ids: tuple[int, ...]
+    """Tokens that end an answer; rows that have ended are filled with the first."""
     dtype: jnp.dtype
     """Type of activations and of the cache."""
     decoding: DecodingConfig
@@ -57,7 +59,7 @@ class Sampler:
     """None: tokens only; there are no stop texts."""
 
     def __call__(self, params: Tree, frozen: Tree, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Returns the new tokens of each prompt without the end-of-sequence token.
+        """Returns the new tokens of each prompt without the token that ended it.
 
         An answer that a stop text ended may hold tokens after it; `answers` cuts them off.
         """
@@ -117,7 +119,7 @@ class Sampler:
         settings = jax.device_put(Settings.of(decoding, numbers + [0] * idle), place)
         limit, capacity = self.decoding.max_new_tokens, bucket(self.decoding.max_new_tokens)
         run = programs(self.mesh)
-        common = {"graph": self.graph, "dtype": self.dtype, "eos_id": self.eos_id, "weights": weights}
+        common = {"graph": self.graph, "dtype": self.dtype, "eos_ids": self.eos_ids, "weights": weights}
         # The mesh is not in force while the caller has the pieces.
         with jax.set_mesh(self.mesh):
             state = run.prefill(**common, capacity=capacity, prompts=jax.device_put(arrays, place), settings=settings)
@@ -138,7 +140,7 @@ class Sampler:
                 state = run.extend(**common, state=state, settings=settings, until=np.int32(min(made + every, limit)))
 
     def _until_end(self, tokens: np.ndarray) -> list[int]:
-        end = np.flatnonzero(tokens == self.eos_id)
+        end = np.flatnonzero(np.isin(tokens, self.eos_ids))
         return tokens[: end[0] if len(end) else len(tokens)].tolist()
 
 
@@ -146,6 +148,17 @@ def ending(decoding: DecodingConfig, prompt: PromptPreset) -> DecodingConfig:
     """Returns `decoding` with the text that ends answers under this preset, if there is one, as a further stop text."""
     own = () if prompt.stop_text is None else (prompt.stop_text,)
     return dataclasses.replace(decoding, stop=decoding.stop + own)
+
+
+def eos_ids(tokenizer: Tokenizer, decoder: DecoderArchitecture) -> tuple[int, ...]:
+    """Returns the tokens that end an answer: the tokenizer's end of sequence, and all that the model names.
+
+    Of a model whose ids do not have the tokenizer's among them, only those count that are special in it: the others
+    are of another vocabulary, as where a config brings a tokenizer of its own.
+    """
+    of_one = tokenizer.eos_id in decoder.eos_ids
+    others = [one for one in decoder.eos_ids if of_one or tokenizer.is_special(one)]
+    return tuple(dict.fromkeys((tokenizer.eos_id, *others)))
 
 
 def bucket(size: int) -> int:

@@ -18,12 +18,12 @@ from mole_jax.errors import UserError
 from mole_jax.files import read_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import complain, typed_leaf, wrong_types
-from mole_jax.weights.hf_config import architecture_from_hf
+from mole_jax.weights.hf_config import architecture_from_hf, with_generation
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, tensor, widest
 from mole_jax.weights.names import LeafSpec, canonical, ignored, leaf_specs
 from mole_jax.weights.safetensors_io import TensorFolder, tensor_files
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 class HfCheckpoint:
@@ -63,7 +63,7 @@ class HfCheckpoint:
         """
         local = resolve(folder)
         architecture = architecture_from_hf(read_json(local / CONFIG), where=str(local / CONFIG))
-        return cls(local, architecture, TensorFolder(tensor_files(local)))
+        return cls(local, with_generation_file(architecture, local), TensorFolder(tensor_files(local)))
 
     def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every leaf, by path."""
@@ -114,6 +114,12 @@ class HfCheckpoint:
     def _piece(self, name: str, spec: LeafSpec, ours: Sequence[slice]) -> np.ndarray:
         foreign = tuple(ours[axis] for axis in spec.inverse)
         return self._tensors.read(self._stored[name], foreign).transpose(spec.permutation)
+
+
+def with_generation_file(arch: LlavaArchitecture, folder: Path) -> LlavaArchitecture:
+    """Returns `arch` with what a folder's generation_config.json adds, if there is one."""
+    where = folder / GENERATION
+    return with_generation(arch, read_json(where), where=str(where)) if where.is_file() else arch
 
 
 def _account(

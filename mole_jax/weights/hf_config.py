@@ -6,6 +6,7 @@ so that a file means here what it means there. Whatever the model of this projec
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ _LIMIT = {
 MAX_NUMBER = (1 << 31) - 1
 """Largest of the other whole numbers: ids and positions are of 32 bits."""
 _MAX_FLOAT = 1e30
+_MAX_IDS = 1_000
 _MISSING = object()
 
 
@@ -156,9 +158,7 @@ def _decoder(values: Any, top: _Section) -> DecoderArchitecture:
         # Within its window a sliding attention is an ordinary one, so sequences end there.
         max_position = min(max_position, section.integer("sliding_window"))
     theta, scaling = _rope(section)
-    eos = section.get("eos_token_id", 2)
-    # Several ids may end an answer; the first is the one that training supervises.
-    section.values = section.values | {"eos_token_id": eos[0] if isinstance(eos, list) and eos else eos}
+    first, *others = _ids(section, "eos_token_id", 2) or [2]
     pad = section.get("pad_token_id") if section.get("pad_token_id") is not None else top.get("pad_token_id")
     return DecoderArchitecture(
         vocab=section.integer("vocab_size"),
@@ -175,11 +175,38 @@ def _decoder(values: Any, top: _Section) -> DecoderArchitecture:
         # transformers ties when either place says so.
         tied_head=section.only("tie_word_embeddings", False, True) or top.only("tie_word_embeddings", False, True),
         bos_id=None if section.get("bos_token_id", 1) is None else section.integer("bos_token_id", 1, least=0),
-        eos_id=section.integer("eos_token_id", least=0),
+        eos_id=first,
+        other_eos_ids=tuple(others),
         pad_id=0
         if pad is None or pad == -1
         else _Section({"pad_token_id": pad}, where).integer("pad_token_id", least=0),
     )
+
+
+def _ids(section: _Section, key: str, default: Any = None) -> list[int]:
+    """Returns an id or a list of them as a list without repetitions; of null, none."""
+    value = section.get(key, default)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if len(values) > _MAX_IDS:
+        raise UserError(f"{section.where}: '{key}' has {len(values)} ids, the limit is {_MAX_IDS}")
+    return list(dict.fromkeys(_Section({key: one}, section.where).integer(key, least=0) for one in values))
+
+
+def with_generation(arch: LlavaArchitecture, config: Any, *, where: str) -> LlavaArchitecture:
+    """Returns `arch` with the ids of a generation_config.json that end an answer; what generates asks that file.
+
+    Raises:
+        UserError: they are no ids.
+    """
+    decoder = arch.decoder
+    more = [one for one in _ids(_Section(config, where), "eos_token_id") if one not in decoder.eos_ids]
+    decoder = dataclasses.replace(decoder, other_eos_ids=(*decoder.other_eos_ids, *more))
+    return dataclasses.replace(arch, decoder=decoder)
+
+
+def eos_to_hf(decoder: DecoderArchitecture) -> int | list[int]:
+    """Returns the ids that end an answer as Hugging Face's files have them: one as a number, several as a list."""
+    return list(decoder.eos_ids) if decoder.other_eos_ids else decoder.eos_id
 
 
 def _rope(section: _Section) -> tuple[float, RopeScaling | None]:
@@ -238,7 +265,7 @@ def architecture_to_hf(arch: LlavaArchitecture, dtype: str = "bfloat16") -> dict
         "text_config": {
             "attention_bias": False,
             "bos_token_id": decoder.bos_id,
-            "eos_token_id": decoder.eos_id,
+            "eos_token_id": eos_to_hf(decoder),
             "head_dim": decoder.head_dim,
             "hidden_act": "silu",
             "hidden_size": decoder.width,

@@ -10,6 +10,7 @@ from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError
 from mole_jax.files import write_json
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights.hf_config import eos_to_hf
 from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.safetensors_io import write_tensors
 
@@ -66,7 +67,7 @@ def copy_tokenizer(folder: Path, source: str | Path | None) -> None:
 
 def _generation(arch: LlavaArchitecture) -> dict:
     decoder = arch.decoder
-    return {"bos_token_id": decoder.bos_id, "eos_token_id": decoder.eos_id, "pad_token_id": decoder.pad_id}
+    return {"bos_token_id": decoder.bos_id, "eos_token_id": eos_to_hf(decoder), "pad_token_id": decoder.pad_id}
 
 
 def _preprocessor(arch: LlavaArchitecture) -> dict:

@@ -1,7 +1,7 @@
 """The launch scripts as processes: what they would run, what they refuse, one real start, and the loops that resume.
 
-`gcloud`, `srun` and `scontrol` are not here: in their place stand scripts that note how they were called and answer as
-told. What the real ones make of these calls is not tested.
+`gcloud` is not here: in its place stands a script that notes how it was called and answers as told. What the real one
+makes of these calls is not tested. So it is with `srun` and `scontrol` here; `test_slurm.py` has the real ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -164,10 +165,13 @@ def test_pod_resumes_until_it_is_done(
 
 
 def jobset(*arguments: str, **environment: str) -> tuple[dict, dict]:
-    """Returns the JobSet's replicated job, and its container."""
+    """Returns the JobSet's replicated job, and its container; what is Kubernetes' own in it has been validated."""
     loaded = yaml.safe_load(dry("gke.sh", *arguments, **environment))
     assert (loaded["apiVersion"], loaded["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (job,) = loaded["spec"]["replicatedJobs"]
+    # A JobSet's schema is its own and comes with no package; the Job and the pod in it are Kubernetes'.
+    whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": loaded["metadata"], **job["template"]}
+    kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
     (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
     return job, container
 
@@ -193,9 +197,78 @@ def test_gke_on_tpus(devices: str, environment: dict[str, str], hosts: int, chip
         "cloud.google.com/gke-tpu-accelerator": accelerator,
         "cloud.google.com/gke-tpu-topology": topology,
     }
-    # Kubernetes turns $$( back into $(.
-    assert [one.replace("$$(", "$(") for one in container["args"]] == [*TRAIN[2:], "gs://bucket/run", *ODD]
-    assert not any("$(" in one.replace("$$(", "") for one in container["args"])
+    assert expanded(container["args"]) == [*TRAIN[2:], "gs://bucket/run", *ODD]
+
+
+def expanded(arguments: list[str], **variables: str) -> list[str]:
+    """Does what Kubernetes does to arguments: $$ becomes $, and $(NAME) the variable's value if there is one."""
+
+    def value(found: re.Match[str]) -> str:
+        return "$" if found[0] == "$$" else variables.get(found[1], found[0])
+
+    return [re.sub(r"\$\$|\$\(([^)]*)\)", value, one) for one in arguments]
+
+
+ODD_TEXTS = (
+    *(
+        "",
+        " ",
+        " a ",
+        "~",
+        "null",
+        "yes",
+        "1e3",
+        "- a",
+        "a: b",
+        "#",
+        "&a",
+        "*a",
+        "!a",
+        "{",
+        "[",
+        ",",
+        "%",
+        "@",
+        "`",
+        "|",
+    ),
+    *(
+        "'",
+        '"',
+        "\\",
+        "\\n",
+        "\\x41",
+        "a\nb\n",
+        "\n",
+        "\r",
+        "a\r\nb",
+        "\t",
+        "\x85",
+        "\u2028",
+        "\u2029",
+        "\ufeff",
+        "é",
+        "\U0001f600",
+    ),
+    *("$", "$$", "$$$", "$(X)", "$$(X)", "$$$(X)", "$(X", "$ (X)", "a$", "$é", "${X}", "$(date)", "\\$(X)"),
+    "".join(map(chr, range(1, 256))),
+    "\ufffe\uffff",
+)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_gke_hands_on_any_text(locale: str):
+    _, container = jobset(*GKE, "tpu-v6e-slice:1x1", CONFIG, "gs://b", *ODD_TEXTS, LC_ALL=locale)
+    given = expanded(container["args"], X="x", HOME="/root")[len(TRAIN[2:]) + 1 :]
+    assert given == list(ODD_TEXTS)
+
+
+def test_a_job_that_kubernetes_would_refuse_is_seen():
+    job, _ = jobset(*GKE, "tpu-v6e-slice:1x1", CONFIG, "gs://b")
+    job["template"]["spec"]["template"]["spec"]["restartPolicyy"] = "Never"
+    whole = {"apiVersion": "batch/v1", "kind": "Job", **job["template"]}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_gke_on_gpus_names_the_coordinator():
@@ -207,7 +280,7 @@ def test_gke_on_gpus_names_the_coordinator():
     given = container["args"][len(TRAIN[2:]) + 1 + len(ODD) :]
     # The name that JobSet gives a pod: JOBSET-JOB-REPLICA-INDEX, in the JobSet's own domain.
     assert given[:4] == ["--coordinator", f"mole-{job['name']}-0-0.mole:8482", "--processes", "2"]
-    assert given[4:] == ["--process", "$(JOB_COMPLETION_INDEX)"]
+    assert expanded(given[4:], JOB_COMPLETION_INDEX="1") == ["--process", "1"]
     assert "--coordinator" not in jobset(*GKE, "nvidia-h100-80gb:1x8", CONFIG, "gs://b")[1]["args"]
 
 

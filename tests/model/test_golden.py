@@ -94,7 +94,7 @@ def test_greedy_continuation_is_that_of_transformers(golden):
         golden.spec.graph,
         golden.mesh,
         batch_size=4,
-        eos_id=golden.arch.decoder.eos_id,
+        eos_ids=golden.arch.decoder.eos_ids,
         dtype=jnp.dtype("float32"),
         decoding=DecodingConfig(max_new_tokens=16),
     )

@@ -91,7 +91,7 @@ def test_logits_and_greedy_story(stories):
         spec.graph,
         mesh,
         batch_size=1,
-        eos_id=2,
+        eos_ids=(2,),
         dtype=jnp.dtype("float32"),
         decoding=DecodingConfig(max_new_tokens=len(ids) - 1),
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
+import resource
 import runpy
+import signal
 import subprocess
 import sys
 
@@ -131,6 +134,53 @@ def test_a_bad_line_is_named_or_skipped_and_counted(assistant, tmp_path, line, m
     assert [one["question_id"] for one in read(answers)] == [0, "last"]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/answers.jsonl", "cannot be written"),
+        ("folder", "is no file; choose another --output"),
+        ("/dev/full", "is no file; choose another --output"),  # read for answers, it would never end
+        ("/proc/answers.jsonl", "cannot be written (No such file or directory)"),
+        ("x" * 300, "cannot be written (File name too long); choose a shorter name"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line(assistant, tmp_path, name, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    asked = write_questions(tmp_path, QUESTIONS[:1])
+    with pytest.raises(UserError) as caught:
+        answer_file(assistant, asked, tmp_path / name, model_id="m")
+    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+
+
+def test_a_full_disk_keeps_the_answers_so_far(assistant, tmp_path):
+    """A limit on the size of files stands for the disk: the third answer does not fit whole."""
+    asked, answers = write_questions(tmp_path, QUESTIONS), tmp_path / "answers.jsonl"
+    answer_file(assistant, asked, answers, model_id="m")
+    whole = answers.read_text()
+    answers.unlink()
+    limit = sum(map(len, whole.encode().splitlines(keepends=True)[:2])) + 20
+    before, _ = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"answers\.jsonl: cannot be written \(File too large\)"):
+            answer_file(assistant, asked, answers, model_id="m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(answers.read_bytes()) == limit
+    outcome = answer_file(assistant, asked, answers, model_id="m")
+    assert (outcome.before, answers.read_text()) == (2, whole)
+
+
+def test_two_processes_do_not_answer_into_one_file(assistant, tmp_path):
+    asked, answers = write_questions(tmp_path, QUESTIONS[:1]), tmp_path / "answers.jsonl"
+    with answers.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"answers\.jsonl: another process writes its answers there; wait for it"):
+            answer_file(assistant, asked, answers, model_id="m")
+    assert answer_file(assistant, asked, answers, model_id="m").answered == 1
+
+
 def test_a_chat_keeps_the_image_and_what_was_said(assistant, run):
     red = str(run / "red.png")
     said: list[str] = []
@@ -193,6 +243,10 @@ def test_the_door_answers_a_file_and_chats_on_several_devices(assistant, run, tm
         (("--questions", "a", "--output", "b", "--image", "c"), "--image belongs to --question and --chat; a file"),
         (("--question", "a", "--temperature", "-1"), "decoding.temperature is -1.0, it must not be negative; 0 is"),
         (("--question", "a", "--batch-size", "0"), "--batch-size is 0, it must be at least 1"),
+        (("--question", "a", "--mesh.tensor", "0"), "mesh.tensor is 0, it must be at least 1"),
+        (("--question", "a", "--mesh.data", "-2"), "mesh.data is -2, it must be -1 or over 0"),
+        (("--question", "a", "--seed", "-1"), "decoding.seed is -1, it must be in [0, 2**32)"),
+        (("--question", "a", "--seed", str(2**70)), f"decoding.seed is {2**70}, it must be in [0, 2**32)"),
     ],
 )
 def test_wrong_flags_get_one_line(arguments, message, monkeypatch):

@@ -18,7 +18,7 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import parameter_sharding
 from mole_jax.parameters import AdapterParam, RouterParam, unflatten
 from mole_jax.serving.decode import programs
-from mole_jax.serving.sampler import CHUNK, Prompt, Sampler, bucket, pad
+from mole_jax.serving.sampler import CHUNK, Prompt, Sampler, bucket, eos_ids, pad
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.open import open_source, place
 from mole_jax.weights.sources import RandomSource
@@ -43,7 +43,7 @@ def mole(gradient="straight_through", mesh=MeshConfig(data=1), **adapter):  # no
 
 def sampler(spec, mesh, decoding=GREEDY, *, batch_size=8, **other) -> Sampler:
     dtype = jnp.dtype("float32")
-    return Sampler(spec.graph, mesh, batch_size=batch_size, eos_id=EOS, dtype=dtype, decoding=decoding, **other)
+    return Sampler(spec.graph, mesh, batch_size=batch_size, eos_ids=(EOS,), dtype=dtype, decoding=decoding, **other)
 
 
 def prompt(text: int, images: int = 0, seed: int = 0) -> Prompt:
@@ -101,6 +101,31 @@ def test_greedy_answers_are_the_argmax_of_the_training_forward(gradient, adapter
         assert [*answer, *ended] == expected[start : start + len(answer) + len(ended)].tolist()
     assert sum(map(len, answers)) > 3 * GREEDY.max_new_tokens  # most answers are long
     assert len({tuple(answer[:3]) for answer in answers}) == len(answers)
+
+
+def test_any_of_several_ends_closes_an_answer(trained):
+    spec, mesh, params = trained
+    alone = sampler(spec, mesh)(params, {}, PROMPTS)
+    ends = (EOS, alone[0][4], alone[1][7])
+    several = dataclasses.replace(sampler(spec, mesh), eos_ids=ends)
+    for got, whole in zip(several(params, {}, PROMPTS), alone, strict=True):
+        first = next((i for i, token in enumerate(whole) if token in ends), len(whole))
+        assert got == whole[:first]
+    assert len(several(params, {}, PROMPTS)[0]) <= 4
+    streamed = dict.fromkeys(range(len(PROMPTS)), "")
+    worded = dataclasses.replace(several, tokenizer=Tokenizer.load(TOKENIZER))
+    for row, piece in worded.stream(params, {}, PROMPTS, every=3):
+        streamed[row] += piece
+    assert list(streamed.values()) == worded.answers(params, {}, PROMPTS)
+
+
+def test_the_ends_of_a_model_and_its_tokenizer():
+    words = Tokenizer.load(TOKENIZER)
+    decoder = ARCH.decoder
+    assert eos_ids(words, decoder) == (words.eos_id,) == (2,)
+    assert eos_ids(words, dataclasses.replace(decoder, eos_id=300, other_eos_ids=(2, 301))) == (2, 300, 301)
+    # None of them is the tokenizer's: they are of another vocabulary, where only what is special here can be meant.
+    assert eos_ids(words, dataclasses.replace(decoder, eos_id=300, other_eos_ids=(1, 301))) == (2, 1)
 
 
 def test_the_router_setting_matters(trained):

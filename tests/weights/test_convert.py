@@ -175,6 +175,16 @@ def test_a_run_of_other_shapes_names_the_array(goldens, tmp_path):
         place(wider, source, make_mesh(MeshConfig(data=1)), (), "float32", 0)
 
 
+@pytest.mark.parametrize("to", ["hf", "run"])
+@pytest.mark.parametrize("name", ["file", "file/out", "/proc/out", "x" * 300])
+def test_an_output_that_cannot_be_written_is_one_line(goldens, tmp_path, to, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        convert(str(goldens / "tiny_llava"), str(tmp_path / name), to)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert "\n" not in str(caught.value)
+
+
 HALF, BRAIN, SINGLE = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
 
 

@@ -395,3 +395,21 @@ class TestAgainstTransformers:
         theirs = transformers.LlavaConfig(**json.loads(json.dumps(fields))).to_dict()
         ours = architecture_from_hf({"model_type": "llava"} | fields, where="x")
         assert architecture_from_hf(theirs, where="x") == ours
+
+
+def test_all_ids_that_end_an_answer(goldens: Path, tmp_path: Path):
+    """Of config.json and generation_config.json, as one number or a list; all of them are written again."""
+    folder = copy_checkpoint(goldens / "tiny_llava", tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = [2, 7, 2]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7]}))
+    found = HfCheckpoint.open(folder)
+    assert found.architecture.decoder.eos_ids == (2, 7, 9)
+    write_hf(tmp_path / "again", found.architecture, stored(found))
+    assert HfCheckpoint.open(tmp_path / "again").architecture == found.architecture
+    assert json.loads((tmp_path / "again" / "generation_config.json").read_text())["eos_token_id"] == [2, 7, 9]
+    for wrong in ("x", [True], [-1], [2**40], list(range(5_000))):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(UserError, match=r"generation_config\.json: 'eos_token_id'"):
+            HfCheckpoint.open(folder)

@@ -92,5 +92,8 @@ def test_a_new_setting_that_is_used_is_part_of_the_identity():
     assert identity(kind(rotate=True)) == identity(AdapterConfig())[:-1] + ", rotate=True)"
     assert identity(AdapterConfig(shared_rank=2)) != identity(AdapterConfig())
     arch = PRESETS["tiny"]
-    assert identity(arch) == str(arch), "what the first version had is written at its default too"
-    assert identity_json(arch) == dataclasses.asdict(arch)
+    first = str(arch).replace(", other_eos_ids=()", "")
+    assert identity(arch) == first, "what the first version had is written at its default too"
+    values = dataclasses.asdict(arch)
+    del values["decoder"]["other_eos_ids"]
+    assert identity_json(arch) == values

@@ -17,7 +17,7 @@ import numpy as np
 from mole_jax.errors import UserError
 from mole_jax.files import read_json
 from mole_jax.weights.format import Format, Given
-from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, resolve
+from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, resolve, with_generation_file
 from mole_jax.weights.hf_config import architecture_from_hf
 from mole_jax.weights.safetensors_io import TensorFolder, tensor_files
 from mole_jax.weights.sources import HfSource
@@ -226,6 +226,7 @@ def open_llava(folder: str | Path, vision: str | None = None) -> HfCheckpoint:
     if vision is not None:
         config = joined(config, resolve(vision), where=where)
     architecture = architecture_from_hf(config_to_hf(config, where=where), where=str(where))
+    architecture = with_generation_file(architecture, local)
     tensors = TensorFolder(tensor_files(local))
     apart = () if has_tower(tensors) else (tower_folder(config, where) or resolve(config["mm_vision_tower"]),)
     tower = TensorFolder(tensor_files(apart[0])) if apart else None
