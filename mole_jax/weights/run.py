@@ -199,11 +199,11 @@ def check_space(folder: epath.Path, arrays: Any, more: str = "") -> None:
 def storing(folder: epath.Path) -> Iterator[None]:
     """Turns a full disk and the like, which orbax and tensorstore tell in ways of their own, into a `UserError`."""
     logging.getLogger("absl").addFilter(_told_by_exception)  # threads outlive the block; a second time changes nothing
-    before, sys.excepthook = sys.excepthook, _without_late_answers(sys.excepthook)
+    before, sys.unraisablehook = sys.unraisablehook, _without_late_answers(sys.unraisablehook)
     with explained(folder):
         try:
             yield
-            sys.excepthook = before
+            sys.unraisablehook = before
         except Exception as error:
             if found := re.search(r"os_error_code='(\d+)'", str(error)):
                 raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
@@ -213,9 +213,9 @@ def storing(folder: epath.Path) -> Iterator[None]:
 def _without_late_answers(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a hook that is silent about what tensorstore answers after a write has failed: orbax listens no more."""
 
-    def told(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if str(error) != "Event loop is closed":
-            hook(kind, error, trace)
+    def told(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
 
     return told
 
