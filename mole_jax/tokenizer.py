@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from mole_jax.errors import UserError
-from mole_jax.files import check_no_pointer, read_json, write_bytes
+from mole_jax.files import check_no_pointer, made, read_json, write_bytes
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -117,8 +117,7 @@ class Tokenizer:
 
     def save(self, folder: str | epath.Path) -> None:
         """Copies the tokenizer's files into `folder`, under their usual names: also tokenizer.json beside a model."""
-        folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = made(epath.Path(folder))
         write_bytes(folder / (MODEL_FILE if self._kind == "sentencepiece" else JSON_FILE), self._content)
         for file in self.source_files[1:]:
             if file.exists() and file.parent != folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import jax
@@ -11,15 +10,12 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mole_jax.config import CheckpointConfig
-from mole_jax.errors import UserError
-from mole_jax.files import explained, is_remote
+from mole_jax.files import explained
 from mole_jax.training.step import TrainState
-from mole_jax.weights.run import CHECKPOINTS, Meta, storing
+from mole_jax.weights.run import CHECKPOINTS, Meta, check_space, storing
 
 HELD_OUT_LOSS = "held_out_loss"
 _OPT_STATE = "moments"  # its name in the checkpoints of all versions
-MARGIN_BYTES = 1 << 20
-"""Space that must be left beside a checkpoint's arrays: for its own descriptions, and for the run's other files."""
 
 
 class Checkpointer:
@@ -121,16 +117,8 @@ class Checkpointer:
         Raises:
             UserError: it has not.
         """
-        if is_remote(self.folder):
-            return
-        needed = MARGIN_BYTES + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            resumes = " (the same command then resumes from the newest checkpoint there)" if self.steps() else ""
-            raise UserError(
-                f"{self.folder}: {free / 2**20:,.1f} MiB are free, the next checkpoint needs {needed / 2**20:,.1f}; "
-                f"free some space{resumes} or choose another --workdir"
-            )
+        resumes = " (the same command then resumes from the newest checkpoint there)" if self.steps() else ""
+        check_space(self.folder, state, resumes)
 
     def close(self) -> None:
         """Waits until everything is written.

@@ -11,7 +11,9 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +28,7 @@ from mole_jax import config_json
 from mole_jax.compat import array_writer
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
-from mole_jax.files import explained
+from mole_jax.files import explained, is_remote, made
 from mole_jax.model.architecture import LlavaArchitecture, check_sizes
 from mole_jax.parameters import flatten, unflatten
 from mole_jax.weights.foreign import check_adapter
@@ -34,6 +36,8 @@ from mole_jax.weights.leaf import LAYERS, Leaf
 
 CHECKPOINTS = "checkpoints"
 FORMAT = 1
+MARGIN_BYTES = 1 << 20
+"""Space that must be left beside a checkpoint's arrays: for its own descriptions, and for the run's other files."""
 # Bytes of decoded pieces kept; orbax cuts arrays into pieces of at most two gigabytes.
 _KEEP = ts.Context({"cache_pool": {"total_bytes_limit": 2_500_000_000}})
 
@@ -174,17 +178,46 @@ def _by_layer(leaf: Leaf) -> bool:
     return leaf.stacked and leaf.part_bytes >= 1 << 20
 
 
+def check_space(folder: epath.Path, arrays: Any, more: str = "") -> None:
+    """Checks that the disk of a folder that is there has room for a checkpoint of `arrays`: orbax's threads tell badly.
+
+    Raises:
+        UserError: it has not; `more` is added to what can be done.
+    """
+    if is_remote(folder):
+        return
+    needed = MARGIN_BYTES + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 2**20:,.1f} MiB are free, the next checkpoint needs {needed / 2**20:,.1f}; free some "
+            f"space{more} or choose another folder"
+        )
+
+
 @contextmanager
 def storing(folder: epath.Path) -> Iterator[None]:
     """Turns a full disk and the like, which orbax and tensorstore tell in ways of their own, into a `UserError`."""
     logging.getLogger("absl").addFilter(_told_by_exception)  # threads outlive the block; a second time changes nothing
+    before, sys.unraisablehook = sys.unraisablehook, _without_late_answers(sys.unraisablehook)
     with explained(folder):
         try:
             yield
+            sys.unraisablehook = before
         except Exception as error:
             if found := re.search(r"os_error_code='(\d+)'", str(error)):
                 raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
             raise
+
+
+def _without_late_answers(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a hook that is silent about what tensorstore answers after a write has failed: orbax listens no more."""
+
+    def told(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return told
 
 
 def _told_by_exception(record: logging.LogRecord) -> bool:
@@ -216,6 +249,7 @@ def write_params(folder: epath.Path, params: Mapping[str, jax.Array] | Mapping[s
         for path, leaf in params.items()
     }
     where = folder / CHECKPOINTS
+    check_space(made(folder), dict(params))
     with storing(where), ocp.CheckpointManager(where, options=options, item_handlers=items) as manager:
         manager.save(
             0,

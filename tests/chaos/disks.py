@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import subprocess
 import tempfile
 import time
@@ -11,17 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
+LARGE_KIB = 65536
 
 
 class SmallDisk:
     """A disk of some KiB at `path`, for commands behind `wrap`; this process sees its files under `files`."""
 
-    def __init__(self, path: Path, kib: int):
+    def __init__(self, path: Path, kib: float):
         path.mkdir()
         self.path = path
-        mount = 'mount -t tmpfs -o size="$1"k tmpfs "$0" && echo mounted && read -r _'
+        mount = 'mount -t tmpfs -o size="$1" tmpfs "$0" && echo mounted && read -r _'
         self._holder = subprocess.Popen(
-            [*UNSHARE, "sh", "-c", mount, str(path), str(kib)],
+            [*UNSHARE, "sh", "-c", mount, str(path), str(int(1024 * kib))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -34,55 +36,64 @@ class SmallDisk:
         self.wrap = ("nsenter", "--preserve-credentials", "--user", "--mount", f"--target={self._holder.pid}", "--")
         self.files = Path(f"/proc/{self._holder.pid}/root{path}")
 
-    def resize(self, kib: int) -> None:
-        """Makes space, as a user does who deletes something else."""
-        remount = ("mount", "-o", f"remount,size={kib}k", str(self.path))
+    def make_space(self) -> None:
+        """As a user does who deletes something else."""
+        (self.files / "filler").unlink(missing_ok=True)
+        remount = ("mount", "-o", f"remount,size={LARGE_KIB}k", str(self.path))
         subprocess.run([*self.wrap, *remount], check=True, capture_output=True)
 
-    def fill(self) -> float:
-        """Takes all space that is left; returns when it was done (`time.monotonic`)."""
-        fill = 'exec 2>/dev/null; cat /dev/zero > "$0/filler"; true'
-        subprocess.run([*self.wrap, "sh", "-c", fill, str(self.path)], check=True)
+    def fill(self, _: subprocess.Popen) -> float:
+        """Takes all space that is left; returns when that was done (`time.monotonic`)."""
+        subprocess.run(
+            [*self.wrap, "sh", "-c", 'exec 2>/dev/null; cat /dev/zero > "$0/filler"; true', str(self.path)], check=True
+        )
         return time.monotonic()
-
-    def empty(self) -> None:
-        """Gives back what `fill` took."""
-        (self.files / "filler").unlink()
 
     def close(self) -> None:
         self._holder.communicate("\n")
 
 
 class LimitedFiles:
-    """Where nothing can be mounted: a folder whose files may have so many KiB each (RLIMIT_FSIZE)."""
+    """A folder where files may not be larger than some KiB (RLIMIT_FSIZE): what else a kernel can refuse to write."""
 
-    def __init__(self, path: Path, kib: int):
-        path.mkdir()
+    def __init__(self, path: Path, kib: float):
+        path.mkdir(exist_ok=True)
         self.path = self.files = path
-        self.resize(kib)
+        self.wrap = ("prlimit", f"--fsize={int(1024 * kib)}", "--")
 
-    def resize(self, kib: int) -> None:
-        self.wrap = ("prlimit", f"--fsize={1024 * kib}", "--")
+    def make_space(self) -> None:
+        self.wrap = ()
+
+    def fill(self, process: subprocess.Popen) -> float:
+        """From now on the process cannot make a file longer."""
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        return time.monotonic()
 
     def close(self) -> None:
         pass
 
 
-def mountable() -> bool:
-    """Tells whether this kernel lets its users mount a tmpfs; where it does not, that is a warning of the test."""
+def why_not_mountable() -> str | None:
+    """Returns why this kernel does not let its users mount a tmpfs, or None if it does."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             SmallDisk(Path(folder) / "trial", 64).close()
         except OSError as error:
-            warnings.warn(f"{error}; files are limited in size instead (RLIMIT_FSIZE)", stacklevel=2)
-            return False
-    return True
+            return str(error)
+    return None
 
 
 @contextlib.contextmanager
-def small_disk(path: Path, kib: int) -> Iterator[SmallDisk | LimitedFiles]:
-    disk = SmallDisk(path, kib) if mountable() else LimitedFiles(path, kib)
+def full(kind: str, path: Path, *, disk: float, files: float) -> Iterator[SmallDisk | LimitedFiles]:
+    """Gives a disk of `disk` KiB (`kind` tmpfs), or files of at most `files` KiB (`kind` limit).
+
+    Where nothing can be mounted, it gives the latter in place of the former, and a warning.
+    """
+    if kind == "tmpfs" and (why := why_not_mountable()):
+        warnings.warn(f"{why}; the size of files is limited instead (RLIMIT_FSIZE)", stacklevel=3)
+        kind = "limit"
+    made = SmallDisk(path, disk) if kind == "tmpfs" else LimitedFiles(path, files)
     try:
-        yield disk
+        yield made
     finally:
-        disk.close()
+        made.close()

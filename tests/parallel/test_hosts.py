@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import psutil
@@ -33,8 +34,20 @@ HOST = socket.gethostname()
 class Job:
     """Real processes of one command, none of which outlives the test (`jobs`)."""
 
-    def __init__(self, count: int, *command: str, folder, timeout=10, last: dict[str, str] | None = None, **env: str):
-        """Starts the processes with variables `env`; the last of them with those of `last` too."""
+    def __init__(
+        self,
+        count: int,
+        *command: str,
+        folder,
+        timeout=10,
+        last: dict[str, str] | None = None,
+        wraps: Mapping[int, Sequence[str]] | None = None,
+        **env: str,
+    ):
+        """Starts the processes with variables `env`; the last of them with those of `last` too.
+
+        `wraps` has the words before the command of some processes.
+        """
         place, self.logs = address(), [folder / f"log{i}" for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
@@ -44,7 +57,7 @@ class Job:
             with log.open("w") as file:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, *command, *flags],
+                        [*(wraps or {}).get(i, ()), sys.executable, *command, *flags],
                         env=own,
                         cwd=tiny.ROOT,
                         stdout=file,
