@@ -11,7 +11,7 @@ from mole_jax.errors import UserError
 from mole_jax.files import read_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.format import Export, Format, Given
-from mole_jax.weights.formats import llava
+from mole_jax.weights.formats.llava import LANGUAGE_MODELS
 from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, foreign_tensors
 from mole_jax.weights.hf_config import architecture_to_hf
 from mole_jax.weights.hf_folder import write_folder
@@ -26,7 +26,7 @@ def _recognise(given: Given) -> bool:
 
 
 def _read(given: Given) -> HfSource:
-    if read_json(given.path / CONFIG).get("model_type") in llava.LANGUAGE_MODELS:
+    if read_json(given.path / CONFIG).get("model_type") in LANGUAGE_MODELS:
         raise UserError(
             f"{given.path / CONFIG}: is a language model alone; make a LLaVA of it with convert --vision CLIP_FOLDER"
         )
