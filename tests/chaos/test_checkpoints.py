@@ -53,6 +53,11 @@ def a_file_in_its_place(step: Path) -> None:
     step.write_text("hello")
 
 
+def an_empty_folder_in_its_place(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
 DAMAGED = {
     "params array cut": arrays("params", spoiling.cut),
     "params array empty": arrays("params", spoiling.empty),
@@ -80,7 +85,7 @@ DAMAGED = {
     "all empty": everything(spoiling.empty),
     "all zeroed": everything(spoiling.zeroed),
     "all rubbish": everything(spoiling.rubbish),
-    "empty folder in its place": lambda step: (shutil.rmtree(step), step.mkdir()) and None,
+    "empty folder in its place": an_empty_folder_in_its_place,
     "file in its place": a_file_in_its_place,
 }
 HARMLESS = {
