@@ -46,12 +46,12 @@ class Layout:
     def of(cls, data: DataConfig, image: ImageSpec) -> Layout:
         """Returns the layout for `data` and a model that takes images as `image` says."""
         return cls(
-            PROMPTS[data.prompt],
-            data.sequence_length,
-            data.images_per_row,
-            image,
-            data.image_aspect,
-            data.max_image_pixels,
+            prompt=PROMPTS[data.prompt],
+            sequence_length=data.sequence_length,
+            images_per_row=data.images_per_row,
+            image=image,
+            image_aspect=data.image_aspect,
+            max_image_pixels=data.max_image_pixels,
         )
 
 

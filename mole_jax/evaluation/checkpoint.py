@@ -49,7 +49,14 @@ def evaluate_checkpoint(
     own = place_checkpoint(config, source)
     forward = Forward(own.config, own.spec.graph, len(own.config.data.domains))
     forward_step = jax.jit(forward.evaluation_step, out_shardings=replicated(own.mesh))
-    evaluator = Evaluator(own.config, own.spec.arch, own.spec.graph, own.mesh, own.tokenizer, forward_step)
+    evaluator = Evaluator(
+        config=own.config,
+        arch=own.spec.arch,
+        graph=own.spec.graph,
+        mesh=own.mesh,
+        tokenizer=own.tokenizer,
+        step=forward_step,
+    )
     return evaluator.run(workdir, step, own.params, {}, generate=config.evaluation.generate, strict=True)
 
 

@@ -55,7 +55,7 @@ class Evaluator:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     step: Callable[[Tree, Tree, Mapping[str, Any]], Any]
-    """`mole_jax.training.step.Forward.evaluation_step`, jitted."""
+    """`mole_jax.model.objective.Forward.evaluation_step`, jitted."""
 
     def run(
         self, workdir: epath.Path, step: int, params: Tree, frozen: Tree, *, generate: bool, strict: bool = False

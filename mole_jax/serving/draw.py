@@ -29,12 +29,12 @@ class Settings(NamedTuple):
     def of(cls, decoding: Sequence[DecodingConfig], numbers: Sequence[int]) -> Settings:
         """Returns the settings of one row for each of `decoding`; `numbers` tell rows of the same seed apart."""
         return cls(
-            np.asarray([one.max_new_tokens for one in decoding], np.int32),
-            np.asarray([one.temperature for one in decoding], np.float32),
-            np.asarray([one.top_k or 0 for one in decoding], np.int32),
-            np.asarray([one.top_p for one in decoding], np.float32),
-            np.asarray([one.repetition_penalty for one in decoding], np.float32),
-            np.asarray([[one.seed, number] for one, number in zip(decoding, numbers, strict=True)], np.uint32),
+            max_new_tokens=np.asarray([one.max_new_tokens for one in decoding], np.int32),
+            temperature=np.asarray([one.temperature for one in decoding], np.float32),
+            top_k=np.asarray([one.top_k or 0 for one in decoding], np.int32),
+            top_p=np.asarray([one.top_p for one in decoding], np.float32),
+            repetition_penalty=np.asarray([one.repetition_penalty for one in decoding], np.float32),
+            seed=np.asarray([[one.seed, number] for one, number in zip(decoding, numbers, strict=True)], np.uint32),
         )
 
 

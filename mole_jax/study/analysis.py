@@ -179,13 +179,13 @@ def _comparisons(results: Results) -> tuple[Comparison, ...]:
     ps = holm([test.p if (test := differences[MEAN]) else None for differences in tests])
     return tuple(
         Comparison(
-            a,
-            b,
-            _estimates(of_a),
-            _estimates(of_b),
-            differences,
-            p,
-            verdict(test.mean, p) if (test := differences[MEAN]) else verdict(0.0, None),
+            a=a,
+            b=b,
+            scores_a=_estimates(of_a),
+            scores_b=_estimates(of_b),
+            differences=differences,
+            p=p,
+            verdict=verdict(test.mean, p) if (test := differences[MEAN]) else verdict(0.0, None),
         )
         for (a, b, of_a, of_b), differences, p in zip(pairs, tests, ps, strict=True)
     )

@@ -158,7 +158,9 @@ def lay_out(study: Study) -> tuple[Grid, dict[str, Config]]:
         config = _config(study, section, name, section.mixtures[mixture], section.adapters[adapter])
         if name not in arms:
             shares = {domain: float(share) for domain, share in section.mixtures[mixture].items() if share}
-            arms[name] = _new_arm(name, mixture, adapter, shares, config, section)
+            arms[name] = _new_arm(
+                name=name, mixture=mixture, adapter=adapter, shares=shares, config=config, section=section
+            )
         elif configs[name] == config:
             arms[name] = dataclasses.replace(arms[name], sections=(*arms[name].sections, section.name))
         else:

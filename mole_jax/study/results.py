@@ -122,7 +122,15 @@ def _evaluated(found: Any, domains: tuple[str, ...]) -> tuple[int, RunResult]:
     losses = {domain: float(task["loss"]) for domain, task in tasks.items()}
     metrics = tuple("exact" if task.get("score") is None else str(task["metric"]) for task in tasks.values())
     questions = {domain: task.get("questions", task.get("examples")) for domain, task in tasks.items()}
-    return int(found["step"]), RunResult(scores, losses, metrics, questions, None, None, None)
+    return int(found["step"]), RunResult(
+        scores=scores,
+        losses=losses,
+        metrics=metrics,
+        questions=questions,
+        expert_use=None,
+        step_seconds=None,
+        batched=None,
+    )
 
 
 def _expert_use(found: Any) -> ExpertUse:

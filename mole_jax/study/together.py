@@ -86,7 +86,7 @@ class Lane:
 
     def save(self, step: int, state: TrainState) -> None:
         """Saves the state after the batch that was drawn last."""
-        save(self.run, self.checkpointer, step, state, self._position, None)
+        save(self.run, self.checkpointer, step, state, position=self._position, held_out=None)
 
     def evaluate(self, step: int, state: TrainState) -> None:
         generate = self.run.config.evaluation.generate and step in (0, self.run.total_steps)

@@ -87,7 +87,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
                 log.flush()
                 if writer is not None:
                     writer.flush()  # a bucket's metrics are written in pieces, and must not lag the checkpoint
-                save(run, checkpointer, step, state, position, held_out)
+                save(run, checkpointer, step, state, position=position, held_out=held_out)
             if stop:
                 break
     checkpointer.close()
@@ -198,7 +198,14 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
     file, again = result_file(run.workdir, step), "delete it to have it made again"
     result = hosts.first("evaluated", lambda: read_json(file, EVALUATION, remedy=again) if file.exists() else None)
     if result is None:
-        evaluator = Evaluator(config, run.spec.arch, run.spec.graph, run.mesh, run.tokenizer, run.evaluation_step)
+        evaluator = Evaluator(
+            config=config,
+            arch=run.spec.arch,
+            graph=run.spec.graph,
+            mesh=run.mesh,
+            tokenizer=run.tokenizer,
+            step=run.evaluation_step,
+        )
         result = evaluator.run(run.workdir, step, state.params, run.frozen, generate=generate)
     for name, task in result["tasks"].items():
         score = "" if task["score"] is None else f", {task['metric']} {100 * task['score']:.1f} %"

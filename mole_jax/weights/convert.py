@@ -51,7 +51,9 @@ def convert(
         UserError: the input is not recognised or cannot be brought into that format, or the output exists or cannot be
             written.
     """
-    if _holds_model(absolute(output)):
+    with explained(output):
+        taken = _holds_model(absolute(output))
+    if taken:
         raise UserError(f"{output}: already holds a model; choose another --output or remove it")
     source = open_source(source_path, base=base, alpha=alpha, vision=vision)
     export = Export(source_path, source, _adapter(source, to, expert, where=source_path))

@@ -142,7 +142,15 @@ def _account(
             if shape != expected[key]:
                 shapes.append(f"{name} is {shape}, the config asks for {expected[key]}")
     missing = [name for name in expected if name not in stored]
-    complain(folder, f"tensors do not fit {CONFIG}", missing, unknown, shapes, twice, wrong_types(types))
+    complain(
+        folder,
+        f"tensors do not fit {CONFIG}",
+        missing=missing,
+        unknown=unknown,
+        shapes=shapes,
+        twice=twice,
+        types=wrong_types(types),
+    )
     return stored
 
 

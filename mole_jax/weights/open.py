@@ -38,7 +38,7 @@ def open_source(name: str, *, base: str | None = None, alpha: float | None = Non
     path = absolute(name)
     if not path.exists():
         path = epath.Path(resolve(name))
-    given = Given(name, path, open_source, base, alpha, vision)
+    given = Given(name=name, path=path, open=open_source, base=base, alpha=alpha, vision=vision)
     for one in formats.FORMATS:
         if one.read is not None and one.recognise(given):
             _check_options(given, one.options)
@@ -132,7 +132,9 @@ class OpenModel:
         Raises:
             UserError: the mesh does not divide them, or they cannot be read.
         """
-        return place(self.spec, self.source, self.mesh, self.trainable, self.frozen_dtype, self.seed)
+        return place(
+            self.spec, self.source, self.mesh, trainable=self.trainable, frozen_dtype=self.frozen_dtype, seed=self.seed
+        )
 
 
 def open_model(config: Config, checkpoint: Source | None = None) -> OpenModel:
@@ -154,4 +156,12 @@ def open_model(config: Config, checkpoint: Source | None = None) -> OpenModel:
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
     check_vocabulary(tokenizer, source.architecture.decoder.vocab)
     spec = ModelSpec.of(source.architecture, adapter)
-    return OpenModel(source, tokenizer, mesh, spec, trainable, config.model.frozen_dtype, seed)
+    return OpenModel(
+        source=source,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        spec=spec,
+        trainable=trainable,
+        frozen_dtype=config.model.frozen_dtype,
+        seed=seed,
+    )

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import jax
 import numpy as np
@@ -83,9 +84,9 @@ def latest_step(folder: epath.Path) -> int | None:
     checkpoints = folder / CHECKPOINTS
     if not checkpoints.is_dir():
         return None
-    # Orbax writes under another name and renames at the end, so a number is a complete checkpoint.
-    steps = [int(child.name) for child in checkpoints.iterdir() if child.name.isdigit()]
-    return max(steps, default=None)
+    # On a disk orbax renames a whole checkpoint to its number; in a bucket it marks it, so orbax is asked.
+    steps = {int(child.name): child for child in checkpoints.iterdir() if child.name.isdigit()}
+    return next((step for step in sorted(steps, reverse=True) if ocp.utils.is_checkpoint_finalized(steps[step])), None)
 
 
 def _reader(folder: epath.Path) -> ocp.CheckpointManager:
@@ -141,7 +142,10 @@ def stored_leaves(folder: epath.Path, step: int) -> dict[str, Leaf]:
 
 
 def _stored(where: epath.Path, path: str) -> Leaf:
-    spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": _url(where), "path": path.replace("/", ".") + "/"}}
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "ocdbt", "base": _store(where), "path": path.replace("/", ".") + "/"},
+    }
     store = ts.open(spec, open=True, read=True).result()
     stacked = LAYERS in path
     if stacked and (store.chunk_layout.read_chunk.shape or (0,))[0] != 1:
@@ -154,8 +158,9 @@ def _stored(where: epath.Path, path: str) -> Leaf:
     return Leaf(tuple(store.shape), store.dtype.numpy_dtype, stacked, read)
 
 
-def _url(folder: epath.Path) -> str:
-    return str(folder) if "://" in str(folder) else f"file://{folder}"
+def _store(folder: epath.Path) -> str | dict[str, str]:
+    # As a path and not as a URL, in which #, ?, % and | mean something.
+    return quote(f"{folder}/", safe=":/") if is_remote(folder) else {"driver": "file", "path": f"{folder}/"}
 
 
 def _leaf_writer() -> Any:

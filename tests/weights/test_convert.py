@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import jax
@@ -173,6 +174,18 @@ def test_a_run_of_other_shapes_names_the_array(goldens, tmp_path):
     wider = ModelSpec.of(source.architecture, AdapterConfig(kind="lora", rank=4))
     with pytest.raises(UserError, match=r"adapter/a has shape \(3, 64, 3\), the config asks for \(3, 64, 4\)"):
         place(wider, source, make_mesh(MeshConfig(data=1)), (), "float32", 0)
+
+
+@pytest.mark.parametrize("to", ["hf", "run"])
+def test_a_disk_that_is_full_is_one_line(goldens, tmp_path, to):
+    """A limit on the size of files stands for the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"out\S*: cannot be written \(File too large\)"):
+            convert(str(goldens / "tiny_llava"), str(tmp_path / "out"), to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("to", ["hf", "run"])

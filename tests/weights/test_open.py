@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -50,3 +51,10 @@ def test_a_base_under_changes_of_the_config_is_the_same_base(goldens, tmp_path):
     trained_run(tmp_path / "run", tmp_path / "base", arch={"feature_layer": -1}, kind="lora")
     spec, _ = leaves_of(tmp_path / "run")
     assert spec.arch.feature_layer == -1
+
+
+@pytest.mark.parametrize("name", ["a#b", "c?d", "e%41f", "g|h", "i j"])
+def test_a_folder_may_have_signs_that_mean_something_in_a_url(tmp_path, goldens, name):
+    folder = tmp_path / name
+    shutil.copytree(goldens / "old_run" / "run" / "base", folder)
+    assert open_source(str(folder)).content_hash() == open_source(str(goldens / "old_run/run/base")).content_hash()
