@@ -58,6 +58,11 @@ def a_file_in_its_place(step: Path) -> None:
     step.write_text("hello")
 
 
+def an_empty_folder_in_its_place(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
 DAMAGED = {
     "params array cut": arrays("params", spoiling.cut),
     "params array empty": arrays("params", spoiling.empty),
