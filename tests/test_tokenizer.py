@@ -196,7 +196,7 @@ def test_the_tokenizer_json_beside_a_model_stays_with_it(tmp_path, tokenizer_fil
         ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "are not texts with ids of 0 to"),
         ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "are not texts with ids of 0 to"),
         ({"tokenizer_config": {"eos_token": "<end>"}}, "names eos_token '<end>', which is not in its vocabulary"),
-        ({"tokenizer_config": [1]}, "expected a JSON object"),
+        ({"tokenizer_config": [1]}, "it is a list, not an object"),
     ],
 )
 def test_files_beside_a_model_that_do_not_fit_it(tmp_path, tokenizer_file, files, message):

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ class FileRecords(Sequence):
         Raises:
           UserError: it is missing, empty or no list of records; the message says what it is, in one line.
         """
-        self.path = epath.Path(path)
+        self.path = epath.Path(path) if is_remote(path) else pathlib.Path(path)
         self.file = str(path)
         """Name of the file, for messages."""
         content = _read(self.path)
@@ -167,7 +168,7 @@ def _kind_of(start: str) -> str:
     return {"[": "a list", '"': "text", "t": "a truth value", "f": "a truth value", "n": "null"}.get(start, "a number")
 
 
-def _read(path: epath.Path) -> bytes:
+def _read(path: epath.Path | pathlib.Path) -> bytes:
     try:
         if path.is_dir():
             inside = sorted(one.name for one in path.iterdir() if one.suffix in (".json", ".jsonl"))

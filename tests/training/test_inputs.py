@@ -104,7 +104,7 @@ def test_a_run_of_before_goes_on_with_a_word(copy, capsys):
     (copy / "run" / "inputs.json").unlink()
     _resume(copy)
     assert (
-        "inputs.json: is gone, or was never written; whether held-out data or tokenizer changed is not known"
+        "inputs.json: is not there (older versions wrote none); whether held-out data or tokenizer changed is not known"
         in capsys.readouterr().err
     )
     assert (copy / "run" / "inputs.json").exists()

@@ -91,7 +91,7 @@ def toy_adapter(rank):
 
 
 def toy_write(export, folder: str) -> None:
-    Path(folder).mkdir()
+    Path(folder).mkdir(exist_ok=True)
     arrays = {path.rpartition("/")[2]: np.asarray(leaf) for path, leaf in export.leaves.items() if "adapter" in path}
     np.savez(Path(folder) / FILE, rank=export.adapter.rank, **arrays)
 
