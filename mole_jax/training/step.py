@@ -87,17 +87,17 @@ class TrainStep:
         if pieces == 1:
             return gradient(params, batch, key)
 
-        def cut(x: Array) -> Array:
+        def split(x: Array) -> Array:
             # Row i goes to piece i mod pieces, so that every device keeps its own rows.
             return constrain(jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0), None, "batch")
 
         def add(total, piece_and_key):
             return jax.tree.map(jnp.add, total, gradient(params, *piece_and_key)), None
 
-        cuts, keys = jax.tree.map(cut, batch), jax.random.split(key, pieces)
-        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
+        parts, keys = jax.tree.map(split, batch), jax.random.split(key, pieces)
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, start, (cuts, keys))[0]
+        return jax.lax.scan(add, start, (parts, keys))[0]
 
 
 def _finite(tree: Any) -> Bool[Array, ""]:

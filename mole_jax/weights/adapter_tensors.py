@@ -72,7 +72,9 @@ def foreign_shape(path: str, adapter: AdapterConfig, arch: LlavaArchitecture) ->
     return (adapter.rank, d_in) if side == "a" else (d_out, adapter.rank)
 
 
-def cut(names: AdapterNames, adapter: AdapterConfig, arch: LlavaArchitecture, leaves: Leaves) -> dict[str, Leaf]:
+def tensors_by_layer(
+    names: AdapterNames, adapter: AdapterConfig, arch: LlavaArchitecture, leaves: Leaves
+) -> dict[str, Leaf]:
     """Returns every tensor of adapters and router by its name, unread where the leaves are."""
     tensors = {}
     for path, own in names.of(adapter, arch.decoder.layers).items():
@@ -87,7 +89,7 @@ def cut(names: AdapterNames, adapter: AdapterConfig, arch: LlavaArchitecture, le
 
 
 def join(path: str, parts: Sequence[np.ndarray], adapter: AdapterConfig) -> np.ndarray:
-    """Returns the array at `path` from its tensors in the order of `AdapterNames.of`; the inverse of `cut`."""
+    """Returns the array at `path` from its tensors in the order of `AdapterNames.of`; the inverse of `tensors_by_layer`."""
     dtype = widest(part.dtype for part in parts)
     parts = [part.astype(dtype, copy=False) for part in parts]
     if path.endswith("/bias"):

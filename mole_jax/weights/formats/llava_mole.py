@@ -23,7 +23,7 @@ from mole_jax import config_json
 from mole_jax.config import ATTENTION_TARGETS, MLP_TARGETS, AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.adapter_tensors import AdapterNames, cut
+from mole_jax.weights.adapter_tensors import AdapterNames, tensors_by_layer
 from mole_jax.weights.foreign import (
     HEADER,
     MODULES,
@@ -94,7 +94,7 @@ def check_llava_mole(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: 
 
 def _tensors(adapter: AdapterConfig, arch: LlavaArchitecture, leaves: Leaves) -> dict[str, Leaf]:
     """Returns every tensor by its name in the file, unread where the leaves are. No router bias is one of zeros."""
-    tensors = cut(NAMES, adapter, arch, leaves)
+    tensors = tensors_by_layer(NAMES, adapter, arch, leaves)
     for path, spec in leaf_specs(arch).items():
         theirs = foreign_tensors({path: spec}, leaves).values()
         tensors |= dict(zip(_frozen_names(spec), theirs, strict=True))

@@ -28,7 +28,7 @@ from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs, projector_tensors
+from mole_jax.weights.adapter_tensors import AdapterNames, projector_specs, projector_tensors, tensors_by_layer
 from mole_jax.weights.foreign import (
     HEADER,
     MODULES,
@@ -184,7 +184,7 @@ def _check(export: Export) -> None:
 def _write(export: Export, folder: str) -> None:
     """Writes adapters and router, and the projector where it was trained; one tensor is held at a time."""
     adapter, arch, leaves = export.adapter, export.architecture, export.leaves
-    tensors = cut(NAMES, adapter, arch, leaves) | projector_tensors(arch, leaves)
+    tensors = tensors_by_layer(NAMES, adapter, arch, leaves) | projector_tensors(arch, leaves)
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     header = {"adapter": config_json.to_json(adapter), **export.settings}

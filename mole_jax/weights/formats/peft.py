@@ -23,7 +23,7 @@ from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.adapter_tensors import AdapterNames, cut, projector_specs, projector_tensors
+from mole_jax.weights.adapter_tensors import AdapterNames, projector_specs, projector_tensors, tensors_by_layer
 from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row, stored_names
 from mole_jax.weights.format import Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.formats.llava import renamed
@@ -119,7 +119,7 @@ def _check(export: Export) -> None:
 def _write(export: Export, folder: str) -> None:
     """Writes a plain LoRA, and the projector where it was trained, as PEFT does."""
     adapter, arch, leaves = export.adapter, export.architecture, export.leaves
-    tensors = cut(NAMES, adapter, arch, leaves)
+    tensors = tensors_by_layer(NAMES, adapter, arch, leaves)
     projector = projector_tensors(arch, leaves)
     tensors |= {f"{PREFIX}model.{name}": one for name, one in projector.items()}
     output = Path(folder)
