@@ -48,7 +48,7 @@ def everything(change: spoiling.Spoil) -> Callable[[Path], None]:
     return spoil
 
 
-def an_empty_folder_in_its_place(step):
+def an_empty_folder_in_its_place(step: Path) -> None:
     shutil.rmtree(step)
     step.mkdir()
 
@@ -56,11 +56,6 @@ def an_empty_folder_in_its_place(step):
 def a_file_in_its_place(step: Path) -> None:
     shutil.rmtree(step)
     step.write_text("hello")
-
-
-def an_empty_folder_in_its_place(step: Path) -> None:
-    shutil.rmtree(step)
-    step.mkdir()
 
 
 DAMAGED = {
