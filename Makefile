@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 QUICK := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow check format bench plan-env pods clean
+.PHONY: help setup quickstart test test-slow chaos check format bench plan-env pods clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ test: setup ## the default tests (minutes)
 
 test-slow: setup ## the long tests; those that need PyTorch skip themselves without it
 	$(PYTHON) -m pytest -m "slow and not gpu"
+
+chaos: setup ## kills, full disks, spoilt files, several hosts: docs/reliability.md
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "slow and not gpu and not torch" tests/chaos tests/parallel tests/launch
 
 check: setup ## format, lint, types
 	$(PYTHON) -m ruff format --check .
