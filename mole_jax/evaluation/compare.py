@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -81,7 +82,7 @@ def compare(a: str, b: str) -> Comparison:
                 f"task {name}: {differs} is {pins_a.get(differs)!r} in {file_a} and {pins_b.get(differs)!r} in "
                 f"{file_b}, so the scores do not compare; evaluate one of them again"
             )
-        found[name] = _paired(name, task["metric"], pins_a["metric_version"], file_a, file_b)
+        found[name] = _paired(name, task, pins_a["metric_version"], file_a, file_b)
     return Comparison(str(file_a), str(file_b), found)
 
 
@@ -126,13 +127,14 @@ def _read(path: str) -> tuple[epath.Path, dict[str, Any]]:
     return file, tasks
 
 
-def _paired(name: str, metric: str, version: str, file_a: epath.Path, file_b: epath.Path) -> dict[str, Any]:
+def _paired(name: str, task: Mapping[str, Any], version: str, file_a: epath.Path, file_b: epath.Path) -> dict[str, Any]:
+    metric, questions = task["metric"], task["questions"]
     if version != METRIC_VERSIONS[metric]:
         raise UserError(
             f"{file_a}: task {name} was scored by version {version} of {metric}, this is {METRIC_VERSIONS[metric]}; "
             "evaluate both again"
         )
-    rows, numbers = zip(*(_scored(name, metric, file) for file in (file_a, file_b)), strict=True)
+    rows, numbers = zip(*(_scored(name, metric, file, questions) for file in (file_a, file_b)), strict=True)
     difference, low, high, p = paired_bootstrap(rows[1], rows[0], seed=SEED, metric=metric)
     return {
         "metric": metric,
@@ -145,10 +147,12 @@ def _paired(name: str, metric: str, version: str, file_a: epath.Path, file_b: ep
     }
 
 
-def _scored(name: str, metric: str, file: epath.Path):
+def _scored(name: str, metric: str, file: epath.Path, questions: int):
     """Scores the predictions again: a set's metric needs all of a question's numbers, the file has its score."""
     path = predictions_file(file, name)
     if not path.exists():
         raise UserError(f"{path}: the predictions are gone; evaluate that checkpoint again")
     lines = read_json_lines(path, PREDICTION)
+    if len(lines) != questions:
+        raise UserError(f"{path}: has {len(lines)} predictions of {questions}; evaluate that checkpoint again")
     return score_answers(metric, [line["prediction"] for line in lines], [line["references"] for line in lines])

@@ -39,7 +39,7 @@ EXPERT_USE_FILE = "eval/expert_use.json"
 METRICS = {"step": int, ...: MAYBE_NUMBER}
 EXPERT_USE = {"domains": [str], "use": [[[NUMBER]]]}
 DATA_REPORT = {
-    "domains": ({...: {"usable": (int, None), "read": (int, None), "skipped": ({...: int}, None)}}, None),
+    "domains": {...: {"usable": (int, None), "read": (int, None), "skipped": ({...: int}, None)}},
 }
 """Forms of what a report reads (`mole_jax.forms`); data reports of older versions have no such counts."""
 
@@ -70,7 +70,7 @@ def read_run(workdir: os.PathLike[str] | str) -> RunFiles:
     last = max(by_step, default=0)
     metrics = read_json_lines(folder / "metrics.jsonl", METRICS) if (folder / "metrics.jsonl").exists() else []
     return RunFiles(
-        config=_read(folder / "config.json"),
+        config=_read(folder / "config.json", {"name": str}),
         metrics=metrics,
         before=by_step.get(0, {}),
         after=by_step[last] if last > 0 else {},
@@ -109,6 +109,8 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
             continue
         write_bytes(made(folder / "plots") / f"{name}.png", data)
         pictures[name] = data
+    if run.after_step and run.metrics and run.after_step - run.metrics[-1]["step"] >= _log_every(run):
+        absent.append(f"metrics: metrics.jsonl ends with step {run.metrics[-1]['step']}; what came after it is lost")
     if run.after and not run.before:
         absent.append("before: there was no evaluation before the first step")
     if run.before and not run.after:
@@ -119,6 +121,12 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
     page = folder / "report.html"
     write_text(page, _page(run, pictures, absent))
     return page
+
+
+def _log_every(run: RunFiles) -> int:
+    """Returns of how many steps one has a line of metrics; 1 where the config does not say."""
+    every = ((run.config or {}).get("train") or {}).get("log_every")
+    return every if isinstance(every, int) else 1
 
 
 def _page(run: RunFiles, pictures: Mapping[str, bytes], absent: Sequence[str]) -> str:
