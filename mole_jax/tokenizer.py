@@ -96,6 +96,8 @@ class Tokenizer:
             return cls(kind, path.read_bytes(), _settings(path.parent), [path, *beside])
         except UserError as error:
             raise UserError(f"tokenizer: {path}: {error}") from None
+        except OSError as error:
+            raise UserError(f"tokenizer: {path}: cannot be read ({error.strerror}); put it back") from None
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns the ids of `text`, no BOS added, and each one's (start, end) in characters of `text`."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mole_jax.config import CheckpointConfig
 from mole_jax.files import explained
 from mole_jax.training.step import TrainState
-from mole_jax.weights.run import CHECKPOINTS, Meta, check_space, storing
+from mole_jax.weights.run import CHECKPOINTS, Damaged, Meta, check_space, reading, storing
 
 HELD_OUT_LOSS = "held_out_loss"
 _OPT_STATE = "moments"  # its name in the checkpoints of all versions
+_CHECKSUM = "checksum"  # beside the data position
 
 
 class Checkpointer:
@@ -63,7 +68,7 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
                     optimizer=ocp.args.StandardSave(_rest(state)),
-                    data=ocp.args.JsonSave(data),
+                    data=ocp.args.JsonSave({**data, _CHECKSUM: checksum(state)}),
                     meta=ocp.args.JsonSave(meta.to_json()),
                 ),
                 metrics=None if held_out is None else {HELD_OUT_LOSS: held_out},
@@ -82,17 +87,17 @@ class Checkpointer:
             optimizer=ocp.args.StandardRestore(_rest(abstract)),
             data=ocp.args.JsonRestore(),
         )
-        try:
+        where = self.folder / str(step)
+        with reading(where):
             found = self.manager.restore(step, args=wanted)
-            rest = found["optimizer"]
+            rest, position = found["optimizer"], dict(found["data"])
             restored = TrainState(
                 step=rest["step"], applied=rest["applied"], params=found["params"], opt_state=rest[_OPT_STATE]
             )
-            return restored, found["data"]
-        except (jax.errors.JaxRuntimeError, MemoryError):
-            raise  # too little memory here says nothing about the file
-        except Exception as error:  # what a damaged file leads to is any of a dozen kinds
-            raise Damaged(" ".join(str(error).split())[:200] or type(error).__name__) from error
+        written = position.pop(_CHECKSUM, None)  # older versions have none
+        if written is not None and written != checksum(restored):
+            raise Damaged(where, "its arrays are not those that were written")
+        return restored, position
 
     def set_aside(self, step: int) -> epath.Path:
         """Gives a damaged checkpoint a name that is no step's, and returns it."""
@@ -138,8 +143,22 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-class Damaged(Exception):
-    """A checkpoint that cannot be read, with the reason."""
+def checksum(state: TrainState) -> str:
+    """Returns a text that changes with any bit of the state, and not with how it lies on devices."""
+    sums = jax.jit(_sums, out_shardings=state.step.sharding)(state)
+    return hashlib.sha256(np.asarray(jax.device_get(sums), "<u4").tobytes()).hexdigest()[:16]
+
+
+def _sums(state: TrainState) -> UInt32[Array, " leaves"]:
+    """The bits of each array as whole numbers, summed with odd weights: exact, so in any order."""
+
+    def of(leaf: Array) -> Array:
+        kind = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+        places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+        return (bits * (2 * places + 1)).sum(dtype=jnp.uint32)
+
+    return jnp.stack([of(leaf) for leaf in jax.tree.leaves(state)])
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

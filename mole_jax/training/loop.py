@@ -27,14 +27,14 @@ from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.terminal import escaped
-from mole_jax.training.checkpoint import Checkpointer, Damaged
+from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
 from mole_jax.training.summary import format_table, trainable_table
 from mole_jax.training.telemetry import MetricsWriter, Progress
-from mole_jax.weights.run import read_meta
+from mole_jax.weights.run import CHECKPOINTS, Damaged, read_meta
 from mole_jax.workdir import claimed
 
 TERMINATED = 143
@@ -112,12 +112,14 @@ def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState, str |
         try:
             check_same_base(run, step)
             state, position = checkpointer.restore(step, run.state)
-            said = go_to(run, position)
+            said = go_to(run, step, position)
         except Damaged as error:
             hosts.barrier("damaged checkpoint")
             if hosts.is_first():
                 aside = checkpointer.set_aside(step)
-                line = f"warning: {checkpointer.folder / str(step)} is damaged, now {aside.name}: {escaped(str(error))}"
+                line = (
+                    f"warning: {checkpointer.folder / str(step)} is damaged, now {aside.name}: {escaped(error.reason)}"
+                )
                 print(line, file=sys.stderr)
             hosts.barrier("checkpoint set aside")
             continue
@@ -133,22 +135,21 @@ def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState, str |
     return 0, run.state, None
 
 
-def go_to(run: Run, position: dict[str, Any]) -> str | None:
-    """Brings the mixture to a saved position, returns what to say; raises `Damaged` if the position makes no sense."""
+def go_to(run: Run, step: int, position: dict[str, Any]) -> str | None:
+    """Brings the mixture to the position saved at `step` and returns what to say.
+
+    Raises:
+        Damaged: the position makes no sense.
+    """
     try:
         return run.mixture.set_state(position)
     except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"its data position lacks {error}") from error
+        raise Damaged(run.workdir / CHECKPOINTS / str(step), f"its data position lacks {error}") from error
 
 
 def check_same_base(run: Run, step: int) -> None:
     """Raises `UserError` if checkpoint `step` was trained on another base, `Damaged` if it cannot be read."""
-    try:
-        before = read_meta(run.workdir, step).base_hash
-    except UserError:
-        raise
-    except Exception as error:
-        raise Damaged(" ".join(str(error).split())[:200]) from error
+    before = read_meta(run.workdir, step).base_hash
     if before != run.meta.base_hash:
         raise UserError(
             f"{run.workdir}: was trained on another base than {run.config.model.base} now holds (hash {before[:12]}… "

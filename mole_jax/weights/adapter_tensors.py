@@ -89,7 +89,7 @@ def tensors_by_layer(
 
 
 def join(path: str, parts: Sequence[np.ndarray], adapter: AdapterConfig) -> np.ndarray:
-    """Returns the array at `path` from its tensors in the order of `AdapterNames.of`; the inverse of `tensors_by_layer`."""
+    """Returns the array at `path` from its tensors in the order of `AdapterNames.of`; `tensors_by_layer` undone."""
     dtype = widest(part.dtype for part in parts)
     parts = [part.astype(dtype, copy=False) for part in parts]
     if path.endswith("/bias"):

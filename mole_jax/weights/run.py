@@ -79,6 +79,31 @@ class Meta:
         return meta
 
 
+class Damaged(UserError):
+    """A checkpoint that cannot be read, and the `reason`."""
+
+    def __init__(self, where: epath.Path, reason: str):
+        self.reason = reason
+        super().__init__(f"{where}: is damaged ({reason}); put its files back, or name another checkpoint of that run")
+
+
+@contextmanager
+def reading(where: epath.Path) -> Iterator[None]:
+    """Turns what a damaged checkpoint leads to, any of a dozen kinds, into `Damaged`.
+
+    Raises:
+        UserError: this user may not read it.
+    """
+    try:
+        yield
+    except (UserError, jax.errors.JaxRuntimeError, MemoryError):
+        raise  # too little memory here says nothing about the file
+    except Exception as error:
+        if isinstance(error, PermissionError) or re.search(r"os_error_code='(1|13)'", str(error)):
+            raise UserError(f"{where}: cannot be read (Permission denied); give this user the right to") from None
+        raise Damaged(where, " ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
 def latest_step(folder: epath.Path) -> int | None:
     """Returns the newest complete checkpoint of a run's folder."""
     checkpoints = folder / CHECKPOINTS
@@ -86,7 +111,11 @@ def latest_step(folder: epath.Path) -> int | None:
         return None
     # On a disk orbax renames a whole checkpoint to its number; in a bucket it marks it, so orbax is asked.
     steps = {int(child.name): child for child in checkpoints.iterdir() if child.name.isdigit()}
-    return next((step for step in sorted(steps, reverse=True) if ocp.utils.is_checkpoint_finalized(steps[step])), None)
+    return next((step for step in sorted(steps, reverse=True) if _is_complete(steps[step])), None)
+
+
+def _is_complete(checkpoint: epath.Path) -> bool:
+    return checkpoint.is_dir() and any(checkpoint.iterdir()) and ocp.utils.is_checkpoint_finalized(checkpoint)
 
 
 def _reader(folder: epath.Path) -> ocp.CheckpointManager:
@@ -98,23 +127,34 @@ def _reader(folder: epath.Path) -> ocp.CheckpointManager:
 
 
 def read_meta(folder: epath.Path, step: int) -> Meta:
-    """Reads what checkpoint `step` says about itself."""
-    with _reader(folder) as reader:
-        found = reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-    return Meta.from_json(found["meta"], where=str(folder / CHECKPOINTS / str(step)))
+    """Reads what checkpoint `step` says about itself.
+
+    Raises:
+        Damaged: it cannot be read.
+        UserError: another version has written it.
+    """
+    where = folder / CHECKPOINTS / str(step)
+    with reading(where), _reader(folder) as reader:
+        found = dict(reader.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+    return Meta.from_json(found, where=str(where))
 
 
 def stored_shapes(folder: epath.Path, step: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the arrays in checkpoint `step`, by path."""
-    with _reader(folder) as reader:
+    """Returns the shapes of the arrays in checkpoint `step`, by path.
+
+    Raises:
+        Damaged: it cannot be read.
+    """
+    with reading(folder / CHECKPOINTS / str(step)), _reader(folder) as reader:
         tree = reader.item_metadata(step)["params"].tree
-    return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+        return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
 
 
 def read_params(folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Reads arrays of checkpoint `step`, each into the shape, type and sharding that `abstract` gives.
 
     Raises:
+        Damaged: it cannot be read.
         UserError: an array is stored in another shape.
     """
     if not abstract:
@@ -131,12 +171,16 @@ def read_params(folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeD
     wanted = ocp.args.PyTreeRestore(
         tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with reading(where.parent), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return flatten(checkpointer.restore(where, args=wanted))
 
 
 def stored_leaves(folder: epath.Path, step: int) -> dict[str, Leaf]:
-    """Returns the arrays of checkpoint `step` by path, in sorted order and as they were saved, to be read by layer."""
+    """Returns the arrays of checkpoint `step` by path, in sorted order and as they were saved, to be read by layer.
+
+    Raises:
+        Damaged: it cannot be read; a leaf raises it too.
+    """
     where = folder / CHECKPOINTS / str(step) / "params"
     return {path: _stored(where, path) for path in sorted(stored_shapes(folder, step))}
 
@@ -146,14 +190,16 @@ def _stored(where: epath.Path, path: str) -> Leaf:
         "driver": "zarr",
         "kvstore": {"driver": "ocdbt", "base": _store(where), "path": path.replace("/", ".") + "/"},
     }
-    store = ts.open(spec, open=True, read=True).result()
-    stacked = LAYERS in path
-    if stacked and (store.chunk_layout.read_chunk.shape or (0,))[0] != 1:
-        # The trainer's arrays are stored in few large pieces, each to be decoded once and not once a layer.
-        store = ts.open(spec, open=True, read=True, context=_KEEP).result()
+    with reading(where.parent):
+        store = ts.open(spec, open=True, read=True).result()
+        stacked = LAYERS in path
+        if stacked and (store.chunk_layout.read_chunk.shape or (0,))[0] != 1:
+            # The trainer's arrays are stored in few large pieces, each to be decoded once and not once a layer.
+            store = ts.open(spec, open=True, read=True, context=_KEEP).result()
 
     def read(layer: int) -> np.ndarray:
-        return (store[layer] if stacked else store).read().result()
+        with reading(where.parent):
+            return (store[layer] if stacked else store).read().result()
 
     return Leaf(tuple(store.shape), store.dtype.numpy_dtype, stacked, read)
 

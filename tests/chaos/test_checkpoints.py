@@ -48,11 +48,6 @@ def everything(change: spoiling.Spoil) -> Callable[[Path], None]:
     return spoil
 
 
-def an_empty_folder_in_its_place(step: Path) -> None:
-    shutil.rmtree(step)
-    step.mkdir()
-
-
 def a_file_in_its_place(step: Path) -> None:
     shutil.rmtree(step)
     step.write_text("hello")
@@ -76,7 +71,6 @@ DAMAGED = {
     "meta cut": one("meta/metadata", spoiling.cut),
     "meta zeroed": one("meta/metadata", spoiling.zeroed),
     "meta of another type": one("meta/metadata", written("[1]")),
-    "meta without fields": one("meta/metadata", written('{"format": 1}')),
     "meta gone": gone("meta"),
     "data position cut": one("data/metadata", spoiling.cut),
     "data position of another type": one("data/metadata", written("[1]")),
@@ -86,12 +80,12 @@ DAMAGED = {
     "all zeroed": everything(spoiling.zeroed),
     "all rubbish": everything(spoiling.rubbish),
     "empty folder in its place": an_empty_folder_in_its_place,
-    "file in its place": a_file_in_its_place,
 }
 HARMLESS = {
     "stray empty folder of a later step": lambda step: (step.parent / "12").mkdir(),
     "stray file of a later step": lambda step: (step.parent / "12").write_text("hello") and None,
     "half-written later step": lambda step: shutil.copytree(step, step.parent / "8.orbax-checkpoint-tmp") and None,
+    "file in its place": a_file_in_its_place,
     "stray note": lambda step: (step.parent / "note.txt").write_text("hello") and None,
     "other values of the checkpoint's own metadata": one("_CHECKPOINT_METADATA", spoiling.cut),
 }
@@ -114,6 +108,16 @@ def test_harmless(config, whole, copy, spoil):
     done = doors.here("train", "--config", config, "--workdir", copy)
     assert done.status == 0, done.err
     check_same(copy, whole)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"format": 1}', '{"format": 99}', '{"format": 1, "later": true}'], ids=["no fields", "version", "unknown"]
+)
+def test_what_another_version_may_have_written_is_not_set_aside(config, copy, text):
+    (copy / "checkpoints" / "6" / "meta" / "metadata").write_text(text)
+    done = doors.here("train", "--config", config, "--workdir", copy)
+    assert str(copy / "checkpoints" / "6") in done.line
+    assert (copy / "checkpoints" / "6").exists()
 
 
 @pytest.mark.parametrize("spoil", DAMAGED.values(), ids=DAMAGED)
