@@ -48,6 +48,11 @@ def everything(change: spoiling.Spoil) -> Callable[[Path], None]:
     return spoil
 
 
+def an_empty_folder_in_its_place(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
 def a_file_in_its_place(step: Path) -> None:
     shutil.rmtree(step)
     step.write_text("hello")
