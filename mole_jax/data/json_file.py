@@ -185,7 +185,7 @@ def _read(path: epath.Path | pathlib.Path) -> bytes:
 def _array_spans(text: str, file: str) -> Int[np.ndarray, "N 2"]:
     """Returns the (start, end) bytes of each element of a JSON array."""
     decoder = json.JSONDecoder()
-    white = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
+    white: Any = re.compile(r"[ \t\n\r]*").match
     spans: list[tuple[int, int]] = []
     position, byte = 0, 0
 
