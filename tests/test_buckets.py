@@ -166,14 +166,15 @@ def test_a_run_on_gs_is_trained_killed_resumed_evaluated_and_converted(environme
     assert (
         json.loads(_python(environment, FILES, f"{BUCKET}/scores/eval/step_00000006.json").split("\0")[0])["step"] == 6
     )
-    for source, target in (
-        (f"{BUCKET}/run", f"{BUCKET}/adapters"),
-        (str(tmp_path / "run"), str(tmp_path / "adapters")),
-    ):
-        _run(environment, "convert", "--input", source, "--output", target, "--to", "mole")
-    size = "import sys\nfrom etils import epath\nprint(len(epath.Path(sys.argv[1]).read_bytes()))"
-    found = int(_python(environment, size, f"{BUCKET}/adapters/adapter_model.safetensors"))
-    assert found == (tmp_path / "adapters" / "adapter_model.safetensors").stat().st_size
+    for source, target in ((f"{BUCKET}/run", "from_bucket"), (str(tmp_path / "run"), "from_disk")):
+        _run(environment, "convert", "--input", source, "--output", str(tmp_path / target), "--to", "mole")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "from_bucket" / name).read_bytes() == (tmp_path / "from_disk" / name).read_bytes()
+    into = _door(
+        environment, "-m", "mole_jax.convert", "--input", f"{BUCKET}/run", "--output", f"{BUCKET}/x", "--to", "hf"
+    )
+    assert into.returncode == 2
+    assert "--to hf writes to a disk alone" in into.stderr
 
 
 def _killed_after_a_checkpoint(environment: dict[str, str], train: list[str]) -> None:

@@ -10,7 +10,7 @@ from etils import epath
 
 from mole_jax.config import AdapterConfig, MeshConfig
 from mole_jax.errors import UserError
-from mole_jax.files import absolute, explained
+from mole_jax.files import absolute, explained, is_remote
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of
@@ -51,6 +51,8 @@ def convert(
         UserError: the input is not recognised or cannot be brought into that format, or the output exists or cannot be
             written.
     """
+    if is_remote(output) and to != "run":
+        raise UserError(f"{output}: --to {to} writes to a disk alone; name a folder there, and copy it to the bucket")
     with explained(output):
         taken = _holds_model(absolute(output))
     if taken:
