@@ -31,7 +31,7 @@ def host(leaves):
     return {path: np.asarray(leaf) for path, leaf in leaves.items()}
 
 
-def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", **adapter):
+def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", image_aspect="pad", **adapter):
     """A run's folder as the trainer leaves it, with random adapters on `base`; returns (spec, all arrays)."""
     source = open_source(str(base))
     arch = dataclasses.replace(source.architecture, **(arch or {}))
@@ -48,7 +48,7 @@ def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", **adapter):
         adapter=settings,
         trained=GROUPS,
         prompt=prompt,
-        image_aspect="pad",
+        image_aspect=image_aspect,
         base=str(base),
         base_hash=source.content_hash(),
         seed=0,
