@@ -14,7 +14,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,18 @@ class HfTokenizer:
         adds = {name: config[name] for name in ("add_bos_token", "add_eos_token") if name in config}
         bos = None if own.bos_id is None else own.token(own.bos_id)
         if (folder / MODEL_FILE).is_file():
-            content = from_sentencepiece((folder / MODEL_FILE).read_bytes(), own.added, where=str(folder / MODEL_FILE))
+            added = (*own.added, self.image, self.pad)
+            content = from_sentencepiece((folder / MODEL_FILE).read_bytes(), added, where=str(folder / MODEL_FILE))
             adds = {"add_bos_token": bos is not None, "add_eos_token": False} | adds  # as Llama's
             content["post_processor"] = _first(bos, own.bos_id) if bos and adds["add_bos_token"] else None
         else:
             content = read_json(folder / JSON_FILE)
+            _add(content, (self.image, self.pad))
+            _prefix_always(content.get("pre_tokenizer"))
         if not keeps:
             adds = {"add_bos_token": False, "add_eos_token": False}
             content["post_processor"] = None
         content |= {"truncation": None, "padding": None}
-        _prefix_always(content.get("pre_tokenizer"))
-        _add(content, (self.image, self.pad))
         self._check(content, where=str(folder / JSON_FILE))
         write_json(folder / JSON_FILE, content, indent=2)
         write_json(folder / CONFIG_FILE, self._config(content, config) | adds, indent=2)
@@ -243,7 +245,22 @@ def from_sentencepiece(content: bytes, added: Iterable[AddedToken] = (), *, wher
         "model": kind | {"byte_fallback": trained.byte_fallback},
     }
     _add(made, (*special, *added))
+    if kind["type"] == "Unigram":
+        own = [one.piece for one in model.pieces if one.type == kinds.BYTE]
+        made["pre_tokenizer"] = _apart([*own, *(one["content"] for one in made["added_tokens"] if one["special"])])
     return made
+
+
+def _apart(texts: Sequence[str]) -> dict[str, Any]:
+    """Returns the step that cuts these texts behind their first character: a unigram model would find them whole.
+
+    They are special tokens, which a text never holds, and bytes, of which it is made only where a piece is missing.
+    """
+    rest: dict[str, list[str]] = {}
+    for text in texts:
+        rest.setdefault(re.escape(text[0]), []).append(re.escape(text[1:]))
+    cuts = "|".join(f"(?<={first})(?={'|'.join(others)})" for first, others in rest.items())
+    return {"type": "Split", "pattern": {"Regex": cuts}, "behavior": "Isolated", "invert": False}
 
 
 def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:

@@ -65,8 +65,9 @@ def example(arch):
     return tokens, np.random.default_rng(4).normal(size=(1, 1, side, side, 3)).astype(np.float32)
 
 
-def logits(spec, leaves):
-    """Returns the logits (1, S, V) of `example`."""
-    tokens, images = example(spec.arch)
+def logits(spec, leaves, tokens=None, images=None):
+    """Returns the logits (1, S, V) of one row of tokens and its images; by default of `example`."""
+    if tokens is None or images is None:
+        tokens, images = example(spec.arch)
     model = nnx.merge(spec.graph, unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()}))
     return np.asarray(model(tokens, images, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens)))

@@ -137,6 +137,16 @@ def test_auto_processor_gives_our_ids_and_pixels(runs, picture, tmp_path, kind, 
             np.testing.assert_allclose(levels, ours, atol=1e-3)
 
 
+def test_special_tokens_in_a_question_are_words_where_transformers_is_asked_for_it(tmp_path, picture):
+    Beside.of(ARCH, tokenizer=TOKENIZER, prompt="v1").write(tmp_path)
+    words, shown = [f"{IMAGE}\nIs </s> or <pad> here, or <0x41>?"], Image.open(picture)
+    ours, processor = our_ids(words, Tokenizer.load(TOKENIZER), "v1"), auto_processor(tmp_path)
+    assert 2 not in ours
+    said, flags = messages(words, shown), {"add_generation_prompt": True, "tokenize": True}
+    assert 2 in processor.apply_chat_template(said, **flags)[0]
+    np.testing.assert_array_equal(processor.apply_chat_template(said, sanitize_control_tokens=True, **flags)[0], ours)
+
+
 def test_words_that_no_template_has_a_place_for_are_refused(runs, picture, tmp_path):
     for prompt, words, message in (
         ("v1", ["What?", f"A {IMAGE}"], "of the assistant and without images"),
@@ -316,7 +326,10 @@ def test_tokens_that_are_there_are_kept(tmp_path):
 
 WORDS = st.lists(
     st.one_of(
-        st.text(max_size=8), st.sampled_from(["USER:", " the", "  ", "\n", "12", " assistant's", "▁", "aaaa", "\t"])
+        st.text(max_size=8),
+        st.sampled_from(
+            ["USER:", " the", "  ", "\n", "12", " assistant's", "▁", "aaaa", "\t", "</s>", "<unk>", "<0x41>"]
+        ),
     )
 ).map("".join)
 
