@@ -89,7 +89,7 @@ class HfTokenizer:
         Args:
             folder: where to.
             prompt: name of the preset that the weights were trained with. None: they do not say; the tokenizer's own
-                chat template stays, and v1 is written where it has none.
+                chat template stays with all that belongs to it, and v1 is written where it has none.
 
         Raises:
             UserError: the tokenizer has something that transformers cannot do, or the files cannot be written.
@@ -98,28 +98,26 @@ class HfTokenizer:
         own.save(str(folder))
         config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
         theirs = _template(folder, config) if prompt is None else None
-        template = theirs or chat_template(PROMPTS[prompt or "v1"], image=self.image.text, bos=own.bos_id is not None)
-        # A template of ours brings all special tokens itself. One without BOS leaves it to the tokenizer.
-        keeps = theirs is not None and "bos_token" not in theirs
+        model, where = folder / MODEL_FILE, folder / JSON_FILE
         adds = {name: config[name] for name in ("add_bos_token", "add_eos_token") if name in config}
         bos = None if own.bos_id is None else own.token(own.bos_id)
-        if (folder / MODEL_FILE).is_file():
-            added = (*own.added, self.image, self.pad)
-            content = from_sentencepiece((folder / MODEL_FILE).read_bytes(), added, where=str(folder / MODEL_FILE))
+        if model.is_file() and not (theirs and where.is_file()):
+            content = from_sentencepiece(model.read_bytes(), (*own.added, self.image, self.pad), where=str(model))
             adds = {"add_bos_token": bos is not None, "add_eos_token": False} | adds  # as Llama's
             content["post_processor"] = _first(bos, own.bos_id) if bos and adds["add_bos_token"] else None
         else:
-            content = read_json(folder / JSON_FILE)
+            content = read_json(where)
             _add(content, (self.image, self.pad))
+        if theirs is None:
+            # Our template brings all special tokens itself, and each text between them is cut by itself.
+            adds, content["post_processor"] = {"add_bos_token": False, "add_eos_token": False}, None
             _prefix_always(content.get("pre_tokenizer"))
-        if not keeps:
-            adds = {"add_bos_token": False, "add_eos_token": False}
-            content["post_processor"] = None
         content |= {"truncation": None, "padding": None}
-        self._check(content, where=str(folder / JSON_FILE))
-        write_json(folder / JSON_FILE, content, indent=2)
+        self._check(content, where=str(where))
+        write_json(where, content, indent=2)
         write_json(folder / CONFIG_FILE, self._config(content, config) | adds, indent=2)
-        write_text(folder / TEMPLATE_FILE, template)
+        ours = chat_template(PROMPTS[prompt or "v1"], image=self.image.text, bos=bos is not None)
+        write_text(folder / TEMPLATE_FILE, theirs or ours)
         for name in (SPECIAL_FILE, ADDED_FILE, OLD_TEMPLATE_FILE):
             (folder / name).unlink(missing_ok=True)  # tokenizer_config.json says what they say
 
@@ -180,6 +178,9 @@ def with_rows(leaves: Leaves, vocab: int) -> Leaves:
 
 def from_sentencepiece(content: bytes, added: Iterable[AddedToken] = (), *, where: str) -> dict[str, Any]:
     """Returns the tokenizer.json that makes the ids of a sentencepiece model.
+
+    Where that model normalises characters (nmt_nfkc, unlike Llama's), the tokenizers library does so by clusters of
+    them and now and then drops a combining mark of a rare script.
 
     Args:
         content: the model.

@@ -293,6 +293,43 @@ def test_the_bases_own_template_stays_where_no_preset_is_known(picture, tmp_path
     np.testing.assert_array_equal(found, our_ids([QUESTION], own, "v1"))
 
 
+@pytest.mark.parametrize("family", ["llava_next_vicuna", "llava_next_mistral", "llava_qwen2", "internvl"])
+def test_tokenizers_of_others(reference, tmp_path, picture, family):
+    """Under their own template the prompt that transformers made of the base itself; under a preset, our ids."""
+    base, name = reference(f"families/{family}"), "text"
+    config = json.loads((base / "config.json").read_text())
+    image = config.get("image_token_index", config.get("image_token_id"))
+    decoder = dataclasses.replace(ARCH.decoder, vocab=config["text_config"]["vocab_size"])
+    arch = dataclasses.replace(ARCH, image_token_id=image, decoder=decoder)
+    Beside.of(arch, tokenizer=base).write(tmp_path / "own")
+    (case,) = [one for one in json.loads((base / "cases.json").read_text())["cases"] if one["name"] == name]
+    asked = auto_processor(tmp_path / "own")
+    prompt = asked.apply_chat_template(case["messages"][:1], add_generation_prompt=True)
+    assert prompt == case["prompt"]
+    ids = asked.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    with np.load(base / "expected.npz") as golden:
+        np.testing.assert_array_equal(ids, golden[f"{name}/prompt_ids"].ravel())
+    Beside.of(arch, tokenizer=base, prompt="v1").write(tmp_path / "v1")
+    processor, own = auto_processor(tmp_path / "v1"), Tokenizer.load(base)
+    for words in CONVERSATIONS.values():
+        theirs = their_inputs(processor, words, Image.open(picture))["input_ids"][0]
+        np.testing.assert_array_equal(theirs, our_ids(words, own, "v1", arch))
+
+
+def test_an_image_token_beyond_the_embedding_gets_a_row():
+    """As in a released LLaVA-MoLE file, whose embedding is Vicuna's."""
+    decoder = dataclasses.replace(ARCH.decoder, vocab=500)
+    arch = dataclasses.replace(ARCH, image_token_id=500, decoder=decoder)
+    beside = Beside.of(arch, tokenizer=TOKENIZER)
+    assert (beside.architecture.decoder.vocab, beside.architecture.decoder.pad_id) == (512, 499)
+    embedding, head = np.random.default_rng(0).normal(size=(500, 4)), np.random.default_rng(1).normal(size=(4, 500))
+    grown = beside.leaves({"decoder/embedding": embedding, "decoder/head/kernel": head})
+    for whole, axis, path in ((embedding, 0, "decoder/embedding"), (head, 1, "decoder/head/kernel")):
+        found = np.moveaxis(np.asarray(grown[path]), axis, 0)
+        np.testing.assert_array_equal(found[:500], np.moveaxis(whole, axis, 0))
+        np.testing.assert_allclose(found[500:], np.tile(whole.mean(axis), (12, 1)), atol=1e-6)
+
+
 def test_tokens_that_do_not_fit_the_model_are_refused(goldens, tmp_path, tokenizer_file):
     with pytest.raises(UserError, match=r"has the word '.*' as 320, where the model has images"):
         Beside.of(open_source(str(goldens / "tiny_llava")).architecture, tokenizer=tokenizer_file.parent)
