@@ -117,6 +117,42 @@ class Tokenizer:
         """Tells whether a token is no part of a text: it begins, ends or pads one, or holds an image's place."""
         return token in self._special
 
+    def ending_ids(self, named: Sequence[int]) -> tuple[int, ...]:
+        """Returns the tokens that end an answer: the end of sequence, and those of the ones that the model has `named`.
+
+        Of a model whose ids do not have the tokenizer's among them, only those count that are special in it: the others
+        are of another vocabulary, as where a config brings a tokenizer of its own.
+        """
+        of_one = self.eos_id in named
+        return tuple(dict.fromkeys((self.eos_id, *(one for one in named if of_one or self.is_special(one)))))
+
+    def id_of(self, token: str) -> int | None:
+        """Returns the id of a token by its text in the vocabulary."""
+        if self._kind == "huggingface":
+            return self._model.token_to_id(token)
+        if token in self._added:
+            return self._added[token].id
+        found = self._model.piece_to_id(token)
+        return found if self._model.id_to_piece(found) == token else None
+
+    def token(self, id: int) -> str | None:
+        """Returns the text of a token in the vocabulary; None where there is none of that id."""
+        if self._kind == "huggingface":
+            return self._model.id_to_token(id)
+        if id < self._model.get_piece_size():
+            return self._model.id_to_piece(id)
+        return next((one.text for one in self._added.values() if one.id == id), None)
+
+    @property
+    def roles(self) -> Mapping[str, str | None]:
+        """The tokens that the files name for a role (``bos_token``, ``pad_token``, …); None: they say it has none."""
+        return self._settings["roles"]
+
+    @property
+    def added(self) -> tuple[AddedToken, ...]:
+        """The tokens that stand beside a sentencepiece model; of another kind, which holds its own, none."""
+        return tuple(self._added.values()) if self._kind == "sentencepiece" else ()
+
     def save(self, folder: str | epath.Path) -> None:
         """Copies the tokenizer's files into `folder`, under their usual names: also tokenizer.json beside a model."""
         folder = made(epath.Path(folder))
@@ -241,22 +277,14 @@ class Tokenizer:
         token = self._settings["roles"][role]
         if token is None:
             return None
-        found = self._id_of(token)
+        found = self.id_of(token)
         if found is None and role in ("bos_token", "eos_token"):
             raise UserError(f"{CONFIG_FILE} names {role} '{token}', which is not in its vocabulary")
         # transformers would add a padding token of that name, for which the model has no row.
         return usual if found is None else found
 
-    def _id_of(self, token: str) -> int | None:
-        if self._kind == "huggingface":
-            return self._model.token_to_id(token)
-        if token in self._added:
-            return self._added[token].id
-        found = self._model.piece_to_id(token)
-        return found if self._model.id_to_piece(found) == token else None
-
     def _first_id(self, *tokens: str) -> int | None:
-        return next((i for i in map(self._id_of, tokens) if i is not None), None)
+        return next((i for i in map(self.id_of, tokens) if i is not None), None)
 
 
 def _settings(folder: epath.Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.strip().splitlines()
 ]
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 DOORS = [line for line in COMMANDS if line.startswith(".venv/bin/python -m mole_jax.")]
 LAUNCHES = [line for line in COMMANDS if line.startswith("launch/")]
 SHORT = ["--train.steps", "2", "--evaluation.tasks.0.limit", "4"]
@@ -72,7 +73,7 @@ def test_the_doors_of_the_readme_in_their_order(tmp_path):
     """Writes the README's configs/mine.py, then runs its commands with workdirs in `tmp_path` and two steps a run."""
     if not (ROOT / "runs" / "quickstart" / "mole" / "checkpoints").is_dir():
         pytest.skip("needs the quickstart's data and run: `make quickstart` first")
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    snippet = next(one for one in SNIPPETS if "get_config" in one)
     (tmp_path / "mine.py").write_text(snippet)
     for line in DOORS:
         words = shlex.split(line.replace("configs/mine.py", str(tmp_path / "mine.py")))

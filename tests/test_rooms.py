@@ -25,7 +25,7 @@ FLOORS = (
     ("files", "config_json", "image_spec", "parameters"),
     ("config", "compat"),
     ("errors",),
-    ("terminal", "clip", "forms"),
+    ("terminal", "clip", "forms", "prompts"),
 )
 """The rooms (folders, or files on top of the package), the highest first. A room imports from lower floors alone."""
 

@@ -16,10 +16,9 @@ from jaxtyping import Int
 
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
+from mole_jax.prompts import IMAGE, PromptPreset
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
-
-IMAGE = "<image>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,41 +37,6 @@ class Example:
     domain: str
     turns: tuple[Turn, ...]
     images: tuple[str | bytes, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptPreset:
-    """How turns become text.
-
-    `{system} {user}: question {assistant}: answer</s>{user}: …`, as in Vicuna v1. With `plain` only the
-    image, the caption and a newline are left, as in LLaVA's projector pretraining.
-    """
-
-    name: str
-    system: str = ""
-    user: str = "USER"
-    assistant: str = "ASSISTANT"
-    bos: bool = True
-    """Start with the tokenizer's BOS (where it has one)."""
-    plain: bool = False
-
-    @property
-    def stop_text(self) -> str | None:
-        """Text that ends an answer, besides EOS."""
-        return "\n" if self.plain else None
-
-
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-
-PROMPTS: dict[str, PromptPreset] = {
-    "v1": PromptPreset("v1", VICUNA_SYSTEM),
-    "llava_mole": PromptPreset("llava_mole", VICUNA_SYSTEM, bos=False),
-    "no_system": PromptPreset("no_system"),
-    "plain": PromptPreset("plain", plain=True),
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from mole_jax.config import DataConfig, DomainConfig
-from mole_jax.data.conversation import PROMPTS, Example, PromptPreset, encode, encode_prompt
+from mole_jax.data.conversation import Example, encode, encode_prompt
 from mole_jax.data.image import check_image, image_remarks, load_image
 from mole_jax.data.records import Records, image_root, parse_record, read_records
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
+from mole_jax.prompts import PROMPTS, PromptPreset
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 

@@ -9,10 +9,11 @@ from typing import Any
 from etils import epath
 
 from mole_jax.config import DomainConfig
-from mole_jax.data.conversation import IMAGE, Example, Turn, image_count
+from mole_jax.data.conversation import Example, Turn, image_count
 from mole_jax.data.json_file import FileRecords, kind
 from mole_jax.data.tfds_records import TFDS, TfdsRecords
 from mole_jax.errors import UserError, nearest
+from mole_jax.prompts import IMAGE
 from mole_jax.terminal import shortened
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

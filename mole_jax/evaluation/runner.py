@@ -15,7 +15,6 @@ from etils import epath
 from flax import nnx
 
 from mole_jax.config import Config, DataConfig, TaskConfig
-from mole_jax.data.conversation import PROMPTS
 from mole_jax.data.held_out import HeldOut, Question, Questions, held_out_batches, questions
 from mole_jax.errors import UserError
 from mole_jax.evaluation.answers import Answers
@@ -29,7 +28,8 @@ from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
-from mole_jax.serving.sampler import Prompt, Sampler, ending, eos_ids
+from mole_jax.prompts import PROMPTS
+from mole_jax.serving.sampler import Prompt, Sampler, ending
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
@@ -143,7 +143,7 @@ class Evaluator:
             self.graph,
             self.mesh,
             batch_size=size,
-            eos_ids=eos_ids(self.tokenizer, self.arch.decoder),
+            eos_ids=self.tokenizer.ending_ids(self.arch.decoder.eos_ids),
             dtype=jnp.dtype(self.config.model.compute_dtype),
             decoding=ending(task.decoding, PROMPTS[self.config.data.prompt]),
             tokenizer=self.tokenizer,

@@ -13,8 +13,9 @@ from PIL import Image
 
 from mole_jax.config import DecodingConfig
 from mole_jax.config_check import check_decoding
-from mole_jax.data.conversation import IMAGE, Turn
+from mole_jax.data.conversation import Turn
 from mole_jax.errors import UserError, nearest
+from mole_jax.prompts import IMAGE
 
 DEFAULT_NEW_TOKENS = 1024
 """Longest answer where a task does not say, as in lmms-eval's own models."""

@@ -12,14 +12,15 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from mole_jax.config import DecodingConfig, ImageAspect, PromptName
-from mole_jax.data.conversation import IMAGE, PROMPTS, Turn, encode_prompt
+from mole_jax.data.conversation import Turn, encode_prompt
 from mole_jax.data.image import load_image
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parameters import Tree
+from mole_jax.prompts import IMAGE, PROMPTS
 from mole_jax.serving.inputs import Picture, content, pictures
-from mole_jax.serving.sampler import Prompt, Sampler, ending, eos_ids
+from mole_jax.serving.sampler import Prompt, Sampler, ending
 from mole_jax.tokenizer import Tokenizer
 
 MAX_PIXELS = 50_000_000
@@ -90,7 +91,7 @@ class Assistant:
             graph,
             cast(Mesh, cast(NamedSharding, embedding.sharding).mesh),
             batch_size=batch_size,
-            eos_ids=eos_ids(processor.tokenizer, processor.arch.decoder),
+            eos_ids=processor.tokenizer.ending_ids(processor.arch.decoder.eos_ids),
             dtype=embedding.dtype,
             decoding=ending(decoding, PROMPTS[processor.prompt]),
             tokenizer=processor.tokenizer,

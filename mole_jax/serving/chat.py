@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from mole_jax.data.conversation import PROMPTS, Turn
+from mole_jax.data.conversation import Turn
 from mole_jax.errors import UserError
+from mole_jax.prompts import PROMPTS
 from mole_jax.serving.assistant import Assistant
 from mole_jax.terminal import escaped
 

@@ -12,11 +12,10 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from mole_jax.config import DecodingConfig
-from mole_jax.data.conversation import PromptPreset
-from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import batch_sharding, replicated
 from mole_jax.parameters import AdapterParam, Tree, declared, unflatten
+from mole_jax.prompts import PromptPreset
 from mole_jax.serving.decode import programs
 from mole_jax.serving.draw import Settings
 from mole_jax.serving.text import Answer
@@ -148,17 +147,6 @@ def ending(decoding: DecodingConfig, prompt: PromptPreset) -> DecodingConfig:
     """Returns `decoding` with the text that ends answers under this preset, if there is one, as a further stop text."""
     own = () if prompt.stop_text is None else (prompt.stop_text,)
     return dataclasses.replace(decoding, stop=decoding.stop + own)
-
-
-def eos_ids(tokenizer: Tokenizer, decoder: DecoderArchitecture) -> tuple[int, ...]:
-    """Returns the tokens that end an answer: the tokenizer's end of sequence, and all that the model names.
-
-    Of a model whose ids do not have the tokenizer's among them, only those count that are special in it: the others
-    are of another vocabulary, as where a config brings a tokenizer of its own.
-    """
-    of_one = tokenizer.eos_id in decoder.eos_ids
-    others = [one for one in decoder.eos_ids if of_one or tokenizer.is_special(one)]
-    return tuple(dict.fromkeys((tokenizer.eos_id, *others)))
 
 
 def bucket(size: int) -> int:

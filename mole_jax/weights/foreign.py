@@ -80,7 +80,7 @@ class AdapterFile:
 
 @dataclasses.dataclass(frozen=True)
 class OwnHeader:
-    """What our files of other projects' formats say beside their tensors; nothing where others wrote them."""
+    """What our files of other projects' formats say of a run; nothing where others wrote them."""
 
     adapter: AdapterConfig | None = None
     prompt: PromptName | None = None
@@ -88,16 +88,21 @@ class OwnHeader:
 
 
 def own_header(metadata: Mapping[str, str], where: Path) -> OwnHeader:
-    """Reads our own entry of a file's header; raises `UserError` if it is damaged."""
+    """Reads our own entry of a tensor file's header; raises `UserError` if it is damaged."""
     try:
         values = json.loads(metadata.get(HEADER, "{}"))
-        if not isinstance(values, dict):
-            raise ValueError(f"a {type(values).__name__}")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: its header's '{HEADER}' is no JSON object ({error}); convert it again") from None
-    header = config_json.dataclass_from_json(values, OwnHeader, where=f"{where}: header")
+    return own_entry(values, f"{where}: header")
+
+
+def own_entry(values: Any, where: str) -> OwnHeader:
+    """Returns our own entry of another project's file; raises `UserError` if it is damaged."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: '{HEADER}' is a {type(values).__name__} and no JSON object; convert it again")
+    header = config_json.dataclass_from_json(values, OwnHeader, where=where)
     if header.adapter is not None:
-        check_adapter(header.adapter, where=f"{where}: header")
+        check_adapter(header.adapter, where=where)
     return header
 
 

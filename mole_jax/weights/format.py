@@ -16,6 +16,7 @@ from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.foreign import AdapterFile
+from mole_jax.weights.hf_folder import Beside
 from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.run import Meta
 from mole_jax.weights.source import Source
@@ -79,6 +80,21 @@ class Export:
     @property
     def base_name(self) -> str | None:
         return self.base and self.base[0]
+
+    def beside(self, *, grows: bool = True) -> Beside:
+        """Returns what stands beside the tensors in a Hugging Face folder; `grows`: the embedding may get rows.
+
+        Raises:
+            UserError: the tokenizer does not fit the model.
+        """
+        source = self.source
+        return Beside.of(
+            source.architecture,
+            tokenizer=source.tokenizer,
+            prompt=source.prompt,
+            image_aspect=source.image_aspect,
+            grows=grows,
+        )
 
     @property
     def settings(self) -> dict[str, str | None]:

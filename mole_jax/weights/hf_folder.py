@@ -2,67 +2,109 @@
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
-from mole_jax.errors import UserError
+from mole_jax.config import ImageAspect, PromptName
 from mole_jax.files import write_json
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.weights.foreign import HEADER
 from mole_jax.weights.hf_config import eos_to_hf
-from mole_jax.weights.leaf import Leaf
+from mole_jax.weights.hf_tokenizer import HfTokenizer, with_rows
+from mole_jax.weights.leaf import Leaf, Leaves
 from mole_jax.weights.safetensors_io import write_tensors
 
 CONFIG = "config.json"
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What a folder holds beside its tensors and their config."""
+
+    architecture: LlavaArchitecture
+    """The model, with the rows and the ids that its tokenizer asks for."""
+    tokenizer: HfTokenizer | None
+    prompt: PromptName | None
+    image_aspect: ImageAspect | None
+
+    @classmethod
+    def of(
+        cls,
+        arch: LlavaArchitecture,
+        *,
+        tokenizer: str | Path | None = None,
+        prompt: PromptName | None = None,
+        image_aspect: ImageAspect | None = None,
+        grows: bool = True,
+    ) -> Beside:
+        """Brings a model and its tokenizer together.
+
+        Args:
+            arch: the model.
+            tokenizer: folder of its tokenizer. None: there is none.
+            prompt: preset that it was trained with. None: it does not say.
+            image_aspect: how images became square. None: it does not say; as LLaVA-1.5's, padded.
+            grows: its embedding may get rows for tokens that have none.
+
+        Raises:
+            UserError: there is no tokenizer, or it does not fit the model.
+        """
+        if tokenizer is None:
+            return cls(arch, None, prompt, image_aspect)
+        words = HfTokenizer.of(tokenizer, image_id=arch.image_token_id, vocab=arch.decoder.vocab, grows=grows)
+        first, *others = words.tokenizer.ending_ids(arch.decoder.eos_ids)
+        decoder = dataclasses.replace(
+            arch.decoder, vocab=words.vocab, pad_id=words.pad.id, eos_id=first, other_eos_ids=tuple(others)
+        )
+        return cls(dataclasses.replace(arch, decoder=decoder), words, prompt, image_aspect)
+
+    def leaves(self, leaves: Leaves) -> Leaves:
+        """Returns the arrays with as many rows as the tokenizer asks for."""
+        return leaves if self.tokenizer is None else with_rows(leaves, self.architecture.decoder.vocab)
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """What a run says that no field of Hugging Face's holds, by its key in config.json; nothing if it says none."""
+        said = {"prompt": self.prompt, "image_aspect": self.image_aspect}
+        said = {name: value for name, value in said.items() if value is not None}
+        return {HEADER: said} if said else {}
+
+    def write(self, folder: str | Path) -> None:
+        """Writes tokenizer, chat template, the ids that end an answer, and how images are prepared.
+
+        Raises:
+            UserError: as `HfTokenizer.write`.
+        """
+        folder, arch = Path(folder), self.architecture
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.tokenizer is not None:
+            self.tokenizer.write(folder, self.prompt)
+        write_json(folder / "generation_config.json", _generation(arch), indent=2)
+        write_json(folder / "preprocessor_config.json", _preprocessor(arch, self.image_aspect or "pad"), indent=2)
+        image = self.tokenizer.image.text if self.tokenizer is not None else "<image>"
+        write_json(folder / "processor_config.json", _processor(arch, image), indent=2)
 
 
 def write_folder(
     folder: str | Path,
-    config: dict,
-    arch: LlavaArchitecture,
+    config: Mapping[str, Any],
+    beside: Beside,
     tensors: Mapping[str, Leaf],
     *,
     max_shard_bytes: int = 5_000_000_000,
-    tokenizer: str | Path | None = None,
 ) -> None:
     """Writes tensors (`write_tensors`) and all the small files that stand beside them.
 
     Raises:
-        UserError: `tokenizer` has no tokenizer.
+        UserError: as `Beside.write`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    beside.write(folder)  # first: what does not fit is told before gigabytes are written
     write_tensors(folder, tensors, max_shard_bytes)
-    copy_tokenizer(folder, tokenizer)
-    write_json(folder / "generation_config.json", _generation(arch), indent=2)
-    write_json(folder / "preprocessor_config.json", _preprocessor(arch), indent=2)
-    write_json(folder / "processor_config.json", _processor(arch), indent=2)
-    write_json(folder / CONFIG, config, indent=2)  # last: a folder without it is seen to be unfinished
-
-
-def copy_tokenizer(folder: Path, source: str | Path | None) -> None:
-    """Copies the tokenizer's files; with None, none.
-
-    Raises:
-        UserError: `source` has no tokenizer.
-    """
-    if source is None:
-        return
-    found = [Path(source) / name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
-    if not {"tokenizer.model", "tokenizer.json"} & {file.name for file in found}:
-        raise UserError(f"{source}: holds neither tokenizer.model nor tokenizer.json")
-    for file in found:
-        shutil.copyfile(file, folder / file.name)
+    write_json(folder / CONFIG, {**config, **beside.own}, indent=2)  # last: a folder without it is unfinished
 
 
 def _generation(arch: LlavaArchitecture) -> dict:
@@ -70,14 +112,14 @@ def _generation(arch: LlavaArchitecture) -> dict:
     return {"bos_token_id": decoder.bos_id, "eos_token_id": eos_to_hf(decoder), "pad_token_id": decoder.pad_id}
 
 
-def _preprocessor(arch: LlavaArchitecture) -> dict:
+def _preprocessor(arch: LlavaArchitecture, aspect: ImageAspect) -> dict:
     side = arch.vision.image_size
     return {
         "crop_size": {"height": side, "width": side},
         "do_center_crop": True,
         "do_convert_rgb": True,
         "do_normalize": True,
-        "do_pad": True,  # to a square, with the mean colour, as LLaVA-1.5 trains; transformers' default is off
+        "do_pad": aspect == "pad",  # to a square, with the mean colour
         "do_rescale": True,
         "do_resize": True,
         "image_mean": list(CLIP_MEAN),
@@ -90,9 +132,9 @@ def _preprocessor(arch: LlavaArchitecture) -> dict:
     }
 
 
-def _processor(arch: LlavaArchitecture) -> dict:
+def _processor(arch: LlavaArchitecture, image: str) -> dict:
     return {
-        "image_token": "<image>",
+        "image_token": image,
         "num_additional_image_tokens": 1,  # the class token, which the strategy "default" takes off again
         "patch_size": arch.vision.patch_size,
         "processor_class": "LlavaProcessor",

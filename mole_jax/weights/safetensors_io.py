@@ -78,15 +78,18 @@ class TensorFolder:
         files: the files, by name.
         shapes: shape of every tensor, by the name in the file.
         types: type of every tensor as numpy calls it, or as the file does where numpy has none.
+        metadata: the headers' own entries.
     """
 
     def __init__(self, files: Iterable[Path]):
         self.files = tuple(files)
+        self.metadata: dict[str, str] = {}
         self.shapes: dict[str, Shape] = {}
         self.types: dict[str, str] = {}
         self._file_of: dict[str, _SafetensorsFile | TorchFile] = {}
         for path in self.files:
             file = _SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+            self.metadata |= file.metadata
             for name, shape in file.shapes.items():
                 if name in self._file_of:
                     raise UserError(f"{path}: tensor '{name}' is also in another file of the folder")

@@ -16,9 +16,10 @@ from etils import epath
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.config_json import identity_json
 from mole_jax.errors import UserError
-from mole_jax.files import absolute
+from mole_jax.files import absolute, read_json
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.hf_checkpoint import HfCheckpoint, content_hash
+from mole_jax.weights.foreign import HEADER, own_entry
+from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, content_hash
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 from mole_jax.weights.source import Abstract, Source
 
@@ -30,16 +31,24 @@ class HfSource:
     checkpoint: HfCheckpoint
     architecture: LlavaArchitecture
     tokenizer: str | None
+    prompt: PromptName | None
+    image_aspect: ImageAspect | None
     adapter = AdapterConfig(kind="none")
     seed = 0
     trained = ()
-    prompt = None
-    image_aspect = None
     step = None
 
     @classmethod
     def of(cls, checkpoint: HfCheckpoint) -> HfSource:
-        return cls(checkpoint, checkpoint.architecture, tokenizer_in(epath.Path(checkpoint.folder)))
+        """Opens one; of our own exports the config says how the run that they come from was trained.
+
+        Raises:
+            UserError: what it says is damaged.
+        """
+        where = checkpoint.folder / CONFIG
+        said = own_entry(read_json(where).get(HEADER, {}), where=str(where))
+        tokenizer = tokenizer_in(epath.Path(checkpoint.folder))
+        return cls(checkpoint, checkpoint.architecture, tokenizer, said.prompt, said.image_aspect)
 
     def content_hash(self) -> str:
         hashes = [content_hash(folder) for folder in self.checkpoint.folders]

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mole_jax.data.conversation import PROMPTS, VICUNA_SYSTEM, Example, Turn, encode, encode_prompt
+from mole_jax.data.conversation import Example, Turn, encode, encode_prompt
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
+from mole_jax.prompts import PROMPTS, VICUNA_SYSTEM
 
 ROLES = {"human": "user", "gpt": "assistant"}
 IMAGE = ImageSpec(size=8, span=1, token_id=-200)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from mole_jax.config import DataConfig, DomainConfig, TaskConfig
-from mole_jax.data.conversation import PROMPTS, encode
+from mole_jax.data.conversation import encode
 from mole_jax.data.held_out import held_out_batches, questions
 from mole_jax.data.records import parse_record
 from mole_jax.errors import UserError
+from mole_jax.prompts import PROMPTS
 from tests.data.domains_on_disk import IMAGE, domain, record, write, write_image
 
 DATA = DataConfig(

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mole_jax.config import DataConfig, DomainConfig
-from mole_jax.data.conversation import PROMPTS, encode
+from mole_jax.data.conversation import encode
 from mole_jax.data.image import load_image
 from mole_jax.data.mixing import interleave
 from mole_jax.data.mixture import merged
 from mole_jax.data.records import parse_record
 from mole_jax.errors import UserError
+from mole_jax.prompts import PROMPTS
 from tests.data.domains_on_disk import IMAGE, build, domain, record, same, write, write_image
 
 

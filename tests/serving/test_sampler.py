@@ -18,7 +18,7 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import parameter_sharding
 from mole_jax.parameters import AdapterParam, RouterParam, unflatten
 from mole_jax.serving.decode import programs
-from mole_jax.serving.sampler import CHUNK, Prompt, Sampler, bucket, eos_ids, pad
+from mole_jax.serving.sampler import CHUNK, Prompt, Sampler, bucket, pad
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.open import open_source, place
 from mole_jax.weights.sources import RandomSource
@@ -122,10 +122,10 @@ def test_any_of_several_ends_closes_an_answer(trained):
 def test_the_ends_of_a_model_and_its_tokenizer():
     words = Tokenizer.load(TOKENIZER)
     decoder = ARCH.decoder
-    assert eos_ids(words, decoder) == (words.eos_id,) == (2,)
-    assert eos_ids(words, dataclasses.replace(decoder, eos_id=300, other_eos_ids=(2, 301))) == (2, 300, 301)
+    assert words.ending_ids(decoder.eos_ids) == (words.eos_id,) == (2,)
+    assert words.ending_ids((300, 2, 301)) == (2, 300, 301)
     # None of them is the tokenizer's: they are of another vocabulary, where only what is special here can be meant.
-    assert eos_ids(words, dataclasses.replace(decoder, eos_id=300, other_eos_ids=(1, 301))) == (2, 1)
+    assert words.ending_ids((300, 1, 301)) == (2, 1)
 
 
 def test_the_router_setting_matters(trained):

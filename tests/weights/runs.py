@@ -31,7 +31,7 @@ def host(leaves):
     return {path: np.asarray(leaf) for path, leaf in leaves.items()}
 
 
-def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", **adapter):
+def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", image_aspect="pad", **adapter):
     """A run's folder as the trainer leaves it, with random adapters on `base`; returns (spec, all arrays)."""
     source = open_source(str(base))
     arch = dataclasses.replace(source.architecture, **(arch or {}))
@@ -48,7 +48,7 @@ def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", **adapter):
         adapter=settings,
         trained=GROUPS,
         prompt=prompt,
-        image_aspect="pad",
+        image_aspect=image_aspect,
         base=str(base),
         base_hash=source.content_hash(),
         seed=0,
@@ -65,8 +65,9 @@ def example(arch):
     return tokens, np.random.default_rng(4).normal(size=(1, 1, side, side, 3)).astype(np.float32)
 
 
-def logits(spec, leaves):
-    """Returns the logits (1, S, V) of `example`."""
-    tokens, images = example(spec.arch)
+def logits(spec, leaves, tokens=None, images=None):
+    """Returns the logits (1, S, V) of one row of tokens and its images; by default of `example`."""
+    if tokens is None or images is None:
+        tokens, images = example(spec.arch)
     model = nnx.merge(spec.graph, unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()}))
     return np.asarray(model(tokens, images, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens)))

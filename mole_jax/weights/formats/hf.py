@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from mole_jax.config import ImageAspect, PromptName
 from mole_jax.errors import UserError
 from mole_jax.files import read_json
 from mole_jax.model.architecture import LlavaArchitecture
@@ -14,7 +15,7 @@ from mole_jax.weights.format import Export, Format, Given
 from mole_jax.weights.formats.llava import LANGUAGE_MODELS
 from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, foreign_tensors
 from mole_jax.weights.hf_config import architecture_to_hf
-from mole_jax.weights.hf_folder import write_folder
+from mole_jax.weights.hf_folder import Beside, write_folder
 from mole_jax.weights.leaf import Leaves, as_leaf, main_type
 from mole_jax.weights.merge import merged
 from mole_jax.weights.names import leaf_specs
@@ -39,7 +40,7 @@ def _check(export: Export) -> None:
 
 def _write(export: Export, folder: str) -> None:
     leaves = merged(export.leaves, export.adapter, where=export.where)
-    write_hf(folder, export.architecture, leaves, tokenizer=export.source.tokenizer)
+    _write_folder(folder, export.beside(), leaves)
 
 
 def write_hf(
@@ -50,6 +51,8 @@ def write_hf(
     *,
     max_shard_bytes: int = 5_000_000_000,
     tokenizer: str | Path | None = None,
+    prompt: PromptName | None = None,
+    image_aspect: ImageAspect | None = None,
 ) -> None:
     """Writes a folder that transformers 5 loads, in the hub's legacy key layout.
 
@@ -59,16 +62,29 @@ def write_hf(
         leaves: array of each path of `leaf_specs(arch)`. Of what is read when asked for, one layer is held at a time.
         dtype: type of the written weights. None: each tensor in its own.
         max_shard_bytes: largest size of a file, unless a single tensor is larger.
-        tokenizer: folder whose tokenizer files are copied along. None: none are.
+        tokenizer, prompt, image_aspect: as `Beside.of` takes them.
 
     Raises:
-        UserError: `arch` has image vectors, or `tokenizer` has no tokenizer.
+        UserError: `arch` has image vectors, or as `Beside.of`.
     """
+    beside = Beside.of(arch, tokenizer=tokenizer, prompt=prompt, image_aspect=image_aspect)
+    _write_folder(folder, beside, leaves, dtype, max_shard_bytes)
+
+
+def _write_folder(
+    folder: str | Path,
+    beside: Beside,
+    leaves: Leaves,
+    dtype: DTypeLike | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    arch = beside.architecture
     config, specs = architecture_to_hf(arch), leaf_specs(arch)
-    typed = {path: as_leaf(path, leaves[path], None if dtype is None else np.dtype(dtype)) for path in specs}
+    grown = beside.leaves(leaves)
+    typed = {path: as_leaf(path, grown[path], None if dtype is None else np.dtype(dtype)) for path in specs}
     tensors = foreign_tensors(specs, typed)
     config["dtype"] = main_type(tensors.values()).name
-    write_folder(folder, config, arch, tensors, max_shard_bytes=max_shard_bytes, tokenizer=tokenizer)
+    write_folder(folder, config, beside, tensors, max_shard_bytes=max_shard_bytes)
 
 
 FORMAT = Format(

@@ -106,12 +106,13 @@ def _write(export: Export, folder: str) -> None:
 
     One matrix of one layer is merged and held at a time; sums are in float32, and rounded once.
     """
-    adapter, arch, leaves = export.adapter, export.architecture, export.leaves
+    adapter, beside = export.adapter, export.beside()
+    arch, leaves = beside.architecture, beside.leaves(export.leaves)
     specs = {path: spec for path, spec in leaf_specs(arch).items() if not path.startswith(_MLP)}
     whole = {path: merged_leaf(leaves, path, adapter) for path in specs}
     tensors = foreign_tensors(specs, whole) | _blocks(arch.decoder, adapter, leaves)
     config = architecture_to_mixtral(arch, adapter.experts, main_type(tensors.values()).name)
-    write_folder(folder, config, arch, tensors, tokenizer=export.source.tokenizer)
+    write_folder(folder, config, beside, tensors)
 
 
 FORMAT = Format(

@@ -15,6 +15,7 @@ projector apart in ``non_lora_trainables.bin`` as ``model.mm_projector.{0,2}``; 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, projector_specs, projector_tensors, tensors_by_layer
-from mole_jax.weights.foreign import MODULES, AdapterFile, read_table, spec_row, stored_names
+from mole_jax.weights.foreign import HEADER, MODULES, AdapterFile, own_header, read_table, spec_row, stored_names
 from mole_jax.weights.format import Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.formats.llava import renamed
 from mole_jax.weights.names import canonical
@@ -84,7 +85,14 @@ def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
         table |= {path: spec_row(spec) for path, spec in projector_specs(arch).items()}
     what = "tensors do not fit a LoRA of this base"
     arrays = read_table(files, table, where=file, what=what, asks="the base", names=stored)
-    return AdapterFile(adapter, arrays, ("adapters", "projector") if has_projector else ("adapters",))
+    said = own_header(files.metadata, file)
+    return AdapterFile(
+        adapter,
+        arrays,
+        ("adapters", "projector") if has_projector else ("adapters",),
+        prompt=said.prompt,
+        image_aspect=said.image_aspect,
+    )
 
 
 def _check_ranks(folder: Path, rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -117,7 +125,10 @@ def _check(export: Export) -> None:
 
 
 def _write(export: Export, folder: str) -> None:
-    """Writes a plain LoRA, and the projector where it was trained, as PEFT does."""
+    """Writes a plain LoRA, and the projector where it was trained, as PEFT does; and what AutoProcessor asks for.
+
+    The base keeps its embedding, so where that has no free row no token is added.
+    """
     adapter, arch, leaves = export.adapter, export.architecture, export.leaves
     tensors = tensors_by_layer(NAMES, adapter, arch, leaves)
     projector = projector_tensors(arch, leaves)
@@ -125,9 +136,9 @@ def _write(export: Export, folder: str) -> None:
     output = Path(folder)
     output.mkdir(parents=True, exist_ok=True)
     # PEFT's own loader asks for torch's mark in the header.
-    write_file(output / TENSORS, tensors, {"format": "pt"})
+    write_file(output / TENSORS, tensors, {"format": "pt", HEADER: json.dumps(export.settings)})
+    export.beside(grows=False).write(output)
     write_json(output / CONFIG, peft_config(adapter, export.base_name, bool(projector)), indent=2)
-    export.save_tokenizer(folder)
 
 
 FORMAT = Format(
