@@ -33,6 +33,9 @@ _REMEDIES = {
     errno.EFBIG: "files may not be that large here (ulimit -f); raise that or choose another folder",
 }
 
+_STORES = {"aiohttp", "botocore", "gcsfs", "google", "s3fs"}
+"""Libraries of buckets, whose errors are no `OSError`s."""
+
 
 def absolute(name: PathLike) -> epath.Path:
     """Returns a path that does not depend on the working directory; URLs such as ``gs://…`` stay as they are.
@@ -166,8 +169,15 @@ def writing(path: PathLike) -> Iterator[IO[bytes]]:
     """
     if is_remote(path):
         # A bucket has no renaming in one move, and needs none: an object appears when its stream is closed.
-        with explained(path), epath.Path(path).open("wb") as stream:
-            yield stream
+        with explained(path):
+            upload: Any = epath.Path(path).open("wb")
+            try:
+                yield upload
+            except BaseException:
+                # Or the last reference would close it, and half of an object appear. Of what was sent nothing is kept.
+                upload.closed = True
+                raise
+            upload.close()
         return
     final = pathlib.Path(path)
     partial = final.with_name(f".{final.name}.partial")
@@ -185,22 +195,33 @@ def writing(path: PathLike) -> Iterator[IO[bytes]]:
 
 
 def made(folder: epath.Path) -> epath.Path:
-    """Makes a folder where it is not there yet, and returns it.
+    """Makes a folder where it is not there yet, and returns it; a bucket needs none.
 
     Raises:
         UserError: it cannot be made.
     """
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    if not is_remote(folder):
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @contextmanager
 def explained(path: PathLike) -> Iterator[None]:
-    """Turns an `OSError` of the block, as on a full or read-only disk, into a `UserError` that names `path`."""
+    """Turns an `OSError` of the block, as on a full or read-only disk, into a `UserError` that names `path`.
+
+    Of a bucket also the errors of its library.
+    """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
+        if is_remote(path) and (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _STORES):
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(
+                f"{path}: cannot be written ({why}); look at the name of the bucket and at your credentials"
+            ) from None
+        if not isinstance(error, OSError):
+            raise
         remedy = _REMEDIES.get(error.errno or 0, "look at the disk or choose another folder")
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
 

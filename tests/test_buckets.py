@@ -170,11 +170,15 @@ def test_a_run_on_gs_is_trained_killed_resumed_evaluated_and_converted(environme
         _run(environment, "convert", "--input", source, "--output", str(tmp_path / target), "--to", "mole")
     name = "adapter_model.safetensors"
     assert (tmp_path / "from_bucket" / name).read_bytes() == (tmp_path / "from_disk" / name).read_bytes()
-    into = _door(
-        environment, "-m", "mole_jax.convert", "--input", f"{BUCKET}/run", "--output", f"{BUCKET}/x", "--to", "hf"
-    )
-    assert into.returncode == 2
-    assert "--to hf writes to a disk alone" in into.stderr
+
+
+def test_every_format_is_written_to_a_bucket_and_read_from_it(environment, tmp_path, goldens):
+    """To the byte what is written to a disk, over a Hugging Face folder in the bucket; and faults on the way."""
+    _python(environment, UPLOAD, str(goldens / "tiny_llava"), f"{BUCKET}/tiny_llava")
+    two = environment | {"XLA_FLAGS": f"{tiny.CHILD_FLAGS} --xla_force_host_platform_device_count=2"}
+    for trial in (("formats", str(tmp_path), BUCKET), ("faults", BUCKET)):
+        done = _door(two, "-m", "tests.on_bucket", *trial)
+        assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
 def _killed_after_a_checkpoint(environment: dict[str, str], train: list[str]) -> None:
@@ -197,3 +201,12 @@ def test_a_bucket_that_is_not_there_is_one_line(environment, tmp_path: Path):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "gs://no-such-bucket/run" in done.stderr.splitlines()[-1]
+
+
+def test_a_conversion_to_a_bucket_that_is_not_there_is_one_line(environment, goldens):
+    for to in ("hf", "run"):
+        given = ("--input", str(goldens / "tiny_llava"), "--output", "gs://no-such-bucket/x", "--to", to)
+        done = _door(environment, "-m", "mole_jax.convert", *given)
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: gs://no-such-bucket/x")

@@ -10,7 +10,7 @@ from etils import epath
 
 from mole_jax.config import AdapterConfig, MeshConfig
 from mole_jax.errors import UserError
-from mole_jax.files import absolute, explained, is_remote
+from mole_jax.files import absolute, explained, made
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of
@@ -51,8 +51,6 @@ def convert(
         UserError: the input is not recognised or cannot be brought into that format, or the output exists or cannot be
             written.
     """
-    if is_remote(output) and to != "run":
-        raise UserError(f"{output}: --to {to} writes to a disk alone; name a folder there, and copy it to the bucket")
     with explained(output):
         taken = _holds_model(absolute(output))
     if taken:
@@ -67,7 +65,7 @@ def convert(
     kept = leaves if expert is None else single_expert(leaves, source.adapter, expert, where=source_path)[0]
     assert chosen.write is not None
     with explained(output):  # the input has been opened: what the system refuses from here on is the output
-        absolute(output).mkdir(parents=True, exist_ok=True)
+        made(absolute(output))
         chosen.write(dataclasses.replace(export, leaves=kept), output)
     written = " and ".join(one.name for one in types_by_size(leaves.values()))
     return f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"

@@ -6,14 +6,15 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName
 from mole_jax.errors import UserError
+from mole_jax.files import PathLike
 from mole_jax.weights.leaf import Leaf, Leaves, widest
 from mole_jax.weights.names import LeafSpec
 
@@ -40,7 +41,7 @@ MAX_RANK, MAX_EXPERTS = 1 << 16, 1 << 12
 """Largest sizes of adapters that are taken from a file."""
 
 
-def check_adapter(adapter: AdapterConfig, *, where: str | Path) -> AdapterConfig:
+def check_adapter(adapter: AdapterConfig, *, where: PathLike) -> AdapterConfig:
     """Returns adapters read from a file; raises `UserError` that names a setting which none can have."""
     sizes = (("rank", adapter.rank, MAX_RANK), ("experts", adapter.experts, MAX_EXPERTS))
     for name, value, limit in sizes:
@@ -87,7 +88,7 @@ class OwnHeader:
     image_aspect: ImageAspect | None = None
 
 
-def own_header(metadata: Mapping[str, str], where: Path) -> OwnHeader:
+def own_header(metadata: Mapping[str, str], where: epath.Path) -> OwnHeader:
     """Reads our own entry of a tensor file's header; raises `UserError` if it is damaged."""
     try:
         values = json.loads(metadata.get(HEADER, "{}"))
@@ -173,7 +174,7 @@ def read_table(
     tensors: Tensors,
     table: Mapping[str, Row],
     *,
-    where: Path,
+    where: epath.Path,
     what: str,
     asks: str,
     names: Mapping[str, str] | None = None,
@@ -209,7 +210,7 @@ def read_table(
 
 
 def complain(
-    where: str | Path,
+    where: PathLike,
     what: str,
     missing: Sequence[str] = (),
     unknown: Sequence[str] = (),

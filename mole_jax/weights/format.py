@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -47,10 +46,6 @@ class Given:
     """Numerator of the scale of a file that does not say it."""
     vision: str | None = None
     """Folder or hub name of a CLIP, where `name` is a language model alone."""
-
-    @property
-    def local(self) -> Path:
-        return Path(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +164,7 @@ class Format:
 
 
 def over_base(
-    given: Given, recorded: str | None, reader: Callable[[Path, LlavaArchitecture], AdapterFile]
+    given: Given, recorded: str | None, reader: Callable[[epath.Path, LlavaArchitecture], AdapterFile]
 ) -> LayeredSource:
     """Opens adapters and below them their base.
 
@@ -185,7 +180,7 @@ def over_base(
     if base_name is None:
         raise UserError(f"{given.name}: holds adapters and does not name the model they stand on; give it with --base")
     base = given.open(base_name)
-    file = reader(given.local, base.architecture)
+    file = reader(given.path, base.architecture)
     if base.adapter.kind != "none":
         raise UserError(f"{base_name}: carries {base.adapter.kind} adapters itself; give the base of {given.name}")
     architecture = dataclasses.replace(base.architecture, **file.changes)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from numpy.typing import DTypeLike
 
 from mole_jax.errors import UserError
-from mole_jax.files import read_json
+from mole_jax.files import PathLike, read_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import complain, typed_leaf, wrong_types
 from mole_jax.weights.hf_config import architecture_from_hf, with_generation
@@ -37,10 +37,10 @@ class HfCheckpoint:
 
     def __init__(
         self,
-        folder: Path,
+        folder: epath.Path,
         architecture: LlavaArchitecture,
         tensors: TensorFolder,
-        *apart: Path,
+        *apart: epath.Path,
         projector: bool = True,
     ):
         self.folder, self.folders = folder, (folder, *apart)
@@ -54,7 +54,7 @@ class HfCheckpoint:
         self._stored = _account(folder, architecture, self._specs, tensors)
 
     @classmethod
-    def open(cls, folder: str | Path) -> HfCheckpoint:
+    def open(cls, folder: PathLike) -> HfCheckpoint:
         """Opens a folder, or a hub name such as ``llava-hf/llava-1.5-7b-hf``.
 
         Raises:
@@ -116,14 +116,14 @@ class HfCheckpoint:
         return self._tensors.read(self._stored[name], foreign).transpose(spec.permutation)
 
 
-def with_generation_file(arch: LlavaArchitecture, folder: Path) -> LlavaArchitecture:
+def with_generation_file(arch: LlavaArchitecture, folder: epath.Path) -> LlavaArchitecture:
     """Returns `arch` with what a folder's generation_config.json adds, if there is one."""
     where = folder / GENERATION
     return with_generation(arch, read_json(where), where=str(where)) if where.is_file() else arch
 
 
 def _account(
-    folder: Path, arch: LlavaArchitecture, specs: Mapping[str, LeafSpec], tensors: TensorFolder
+    folder: epath.Path, arch: LlavaArchitecture, specs: Mapping[str, LeafSpec], tensors: TensorFolder
 ) -> dict[str, str]:
     """Maps canonical names to the names in the files, or says all that is wrong with the keys in one line."""
     expected = {name: spec.foreign_shape for spec in specs.values() for name in spec.names}
@@ -154,13 +154,13 @@ def _account(
     return stored
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: PathLike) -> epath.Path:
     """Returns the local folder of a checkpoint: `name` itself, or a hub repository's files, downloaded or cached.
 
     Raises:
         UserError: neither a folder nor a name that the hub gives.
     """
-    folder = Path(name)
+    folder = epath.Path(name)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) or str(name).startswith("."):
@@ -169,27 +169,27 @@ def resolve(name: str | Path) -> Path:
 
     try:
         patterns = ["*.json", "*.safetensors", "tokenizer*", "*.jinja"]
-        local = Path(snapshot_download(str(name), allow_patterns=patterns))
+        local = epath.Path(snapshot_download(str(name), allow_patterns=patterns))
         if not any(local.glob("*.safetensors")):
-            local = Path(snapshot_download(str(name), allow_patterns=["pytorch_model*.bin"]))
+            local = epath.Path(snapshot_download(str(name), allow_patterns=["pytorch_model*.bin"]))
         return local
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{name}: no such folder here, and as a hub name it cannot be loaded ({reason})") from None
 
 
-def content_hash(folder: str | Path) -> str:
+def content_hash(folder: PathLike) -> str:
     """Returns the SHA-256 (hex) of config.json and of the tensor files in order of their names.
 
     Adapters name the base that they belong to by it.
     """
-    folder = Path(folder)
+    folder = epath.Path(folder)
     digest = hashlib.sha256()
     for file in (folder / CONFIG, *tensor_files(folder)):
         if not file.is_file():
             raise UserError(f"{file}: no such file")
         # The length keeps apart two files whose bytes are split differently.
-        digest.update(f"{file.stat().st_size}\n".encode())
+        digest.update(f"{file.stat().length}\n".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 24):
                 digest.update(chunk)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.config import ImageAspect, PromptName
-from mole_jax.files import write_json
+from mole_jax.files import PathLike, made, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import HEADER
 from mole_jax.weights.hf_config import eos_to_hf
@@ -35,7 +36,7 @@ class Beside:
         cls,
         arch: LlavaArchitecture,
         *,
-        tokenizer: str | Path | None = None,
+        tokenizer: PathLike | None = None,
         prompt: PromptName | None = None,
         image_aspect: ImageAspect | None = None,
         grows: bool = True,
@@ -72,14 +73,13 @@ class Beside:
         said = {name: value for name, value in said.items() if value is not None}
         return {HEADER: said} if said else {}
 
-    def write(self, folder: str | Path) -> None:
+    def write(self, folder: PathLike) -> None:
         """Writes tokenizer, chat template, the ids that end an answer, and how images are prepared.
 
         Raises:
             UserError: as `HfTokenizer.write`.
         """
-        folder, arch = Path(folder), self.architecture
-        folder.mkdir(parents=True, exist_ok=True)
+        folder, arch = made(epath.Path(folder)), self.architecture
         if self.tokenizer is not None:
             self.tokenizer.write(folder, self.prompt)
         write_json(folder / "generation_config.json", _generation(arch), indent=2)
@@ -89,7 +89,7 @@ class Beside:
 
 
 def write_folder(
-    folder: str | Path,
+    folder: PathLike,
     config: Mapping[str, Any],
     beside: Beside,
     tensors: Mapping[str, Leaf],
@@ -101,7 +101,7 @@ def write_folder(
     Raises:
         UserError: as `Beside.write`.
     """
-    folder = Path(folder)
+    folder = epath.Path(folder)
     beside.write(folder)  # first: what does not fit is told before gigabytes are written
     write_tensors(folder, tensors, max_shard_bytes)
     write_json(folder / CONFIG, {**config, **beside.own}, indent=2)  # last: a folder without it is unfinished

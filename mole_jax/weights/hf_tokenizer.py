@@ -16,13 +16,13 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mole_jax.errors import UserError
-from mole_jax.files import read_json, write_json, write_text
+from mole_jax.files import PathLike, read_json, write_json, write_text
 from mole_jax.prompts import IMAGE, PROMPTS, chat_template
 from mole_jax.tokenizer import (
     ADDED_FILE,
@@ -54,7 +54,7 @@ class HfTokenizer:
     """Rows that the embedding must have."""
 
     @classmethod
-    def of(cls, folder: str | Path, *, image_id: int, vocab: int, grows: bool = True) -> HfTokenizer:
+    def of(cls, folder: PathLike, *, image_id: int, vocab: int, grows: bool = True) -> HfTokenizer:
         """Chooses the ids.
 
         Args:
@@ -83,7 +83,7 @@ class HfTokenizer:
         rows = max(vocab, image_id + 1 if grows else 0, pad.id + 1)
         return cls(tokenizer, image, pad, vocab if rows == vocab else -(-rows // MULTIPLE) * MULTIPLE)
 
-    def write(self, folder: str | Path, prompt: str | None) -> None:
+    def write(self, folder: PathLike, prompt: str | None) -> None:
         """Writes tokenizer.json, tokenizer_config.json, the chat template, and tokenizer.model where there is one.
 
         Args:
@@ -94,7 +94,7 @@ class HfTokenizer:
         Raises:
             UserError: the tokenizer has something that transformers cannot do, or the files cannot be written.
         """
-        folder, own = Path(folder), self.tokenizer
+        folder, own = epath.Path(folder), self.tokenizer
         own.save(str(folder))
         config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
         theirs = _template(folder, config) if prompt is None else None
@@ -336,7 +336,7 @@ def _first(token: str, id: int | None) -> dict[str, Any]:
     }
 
 
-def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
+def _template(folder: epath.Path, config: Mapping[str, Any]) -> str | None:
     """Returns the chat template in a folder, which may be in any of three files."""
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text("utf-8")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, TypeGuard
+
+from etils import epath
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
@@ -43,7 +44,7 @@ def says_nothing(value: Any) -> bool:
 
 
 def refuse_settings(
-    config: Mapping[str, Any], understood: Collection[str], defaults: Mapping[str, Any], where: Path, remedy: str
+    config: Mapping[str, Any], understood: Collection[str], defaults: Mapping[str, Any], where: epath.Path, remedy: str
 ) -> None:
     """Raises `UserError` that names the first setting which is neither understood nor at its default.
 
@@ -59,7 +60,7 @@ def refuse_settings(
             raise UserError(f"{where}: '{key}' is {value!r}, which is not read here; {remedy}")
 
 
-def adapter_from_peft(config: Mapping[str, Any], where: Path) -> AdapterConfig:
+def adapter_from_peft(config: Mapping[str, Any], where: epath.Path) -> AdapterConfig:
     """Reads a LoRA's settings; its targets are told by the tensors.
 
     Raises:
@@ -83,7 +84,7 @@ def adapter_from_peft(config: Mapping[str, Any], where: Path) -> AdapterConfig:
     return check_adapter(AdapterConfig(kind="lora", rank=rank, alpha=float(alpha), dropout=dropout), where=where)
 
 
-def dropout_of(config: Mapping[str, Any], where: Path) -> float:
+def dropout_of(config: Mapping[str, Any], where: epath.Path) -> float:
     """Returns ``lora_dropout``; raises `UserError` if it is no share."""
     dropout = 0 if config.get("lora_dropout") is None else config["lora_dropout"]
     if not _is_number(dropout) or not 0 <= dropout < 1:
@@ -91,7 +92,7 @@ def dropout_of(config: Mapping[str, Any], where: Path) -> float:
     return float(dropout)
 
 
-def _check_first_values(init: Any, where: Path) -> None:
+def _check_first_values(init: Any, where: epath.Path) -> None:
     """Raises `UserError` if the adapters began as a part of the base, which the base they stand on then lacks."""
     if init is None or isinstance(init, bool) or (isinstance(init, str) and init.lower() in _BASE_KEPT):
         return
@@ -142,7 +143,7 @@ def peft_config(adapter: AdapterConfig, base: str | None, with_projector: bool) 
     }
 
 
-def base_of(config: Mapping[str, Any], where: Path, *, named: bool) -> str | None:
+def base_of(config: Mapping[str, Any], where: epath.Path, *, named: bool) -> str | None:
     """Returns the base that adapters name; `named`: the user names another, so that theirs does not matter.
 
     Raises:

@@ -6,6 +6,7 @@ Written are safetensors; a folder that has none is read from PyTorch's own files
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zipfile
 import zlib
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
+from etils import epath
 from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 
 from mole_jax.errors import UserError
-from mole_jax.files import check_no_pointer, read_json, write_json
+from mole_jax.files import PathLike, check_no_pointer, is_remote, read_json, write_json, writing
 from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.torch_file import TorchFile
 
@@ -34,9 +36,11 @@ Shape = tuple[int, ...]
 _TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """All that is written, as numpy and the format say."""
 _NAMES = {theirs: ours for ours, theirs in _TYPES.items()} | {"F64": "float64"}
+_MAX_HEADER = 100_000_000  # the library's own limit
+_PIECE = 1 << 24  # bytes written at a time: a bucket's stream holds them several times over
 
 
-def tensor_files(folder: Path) -> tuple[Path, ...]:
+def tensor_files(folder: PathLike) -> tuple[epath.Path, ...]:
     """Returns the tensor files of a checkpoint folder, by name: safetensors where there are any, else PyTorch's own.
 
     Raises:
@@ -44,6 +48,7 @@ def tensor_files(folder: Path) -> tuple[Path, ...]:
             file and an index of others. (transformers 5 reads the single file and says nothing. Which of the two is
             stale is the user's to know.)
     """
+    folder = epath.Path(folder)
     for single, listing in ((SINGLE, INDEX), (TORCH_SINGLE, TORCH_INDEX)):
         if not (folder / listing).is_file():
             if (folder / single).is_file():
@@ -62,7 +67,7 @@ def tensor_files(folder: Path) -> tuple[Path, ...]:
     raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX} (nor {TORCH_SINGLE})")
 
 
-def _listed(folder: Path, listing: str) -> tuple[Path, ...]:
+def _listed(folder: epath.Path, listing: str) -> tuple[epath.Path, ...]:
     """Returns the files that an index names."""
     index = read_json(folder / listing).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
@@ -81,14 +86,14 @@ class TensorFolder:
         metadata: the headers' own entries.
     """
 
-    def __init__(self, files: Iterable[Path]):
-        self.files = tuple(files)
+    def __init__(self, files: Iterable[PathLike]):
+        self.files = tuple(map(epath.Path, files))
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, Shape] = {}
         self.types: dict[str, str] = {}
-        self._file_of: dict[str, _SafetensorsFile | TorchFile] = {}
+        self._file_of: dict[str, _SafetensorsFile | FetchedFile | TorchFile] = {}
         for path in self.files:
-            file = _SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
+            file = _safetensors(path) if path.suffix == ".safetensors" else TorchFile(_on_disk(path))
             self.metadata |= file.metadata
             for name, shape in file.shapes.items():
                 if name in self._file_of:
@@ -101,7 +106,7 @@ class TensorFolder:
 
 
 class _SafetensorsFile:
-    def __init__(self, path: Path):
+    def __init__(self, path: epath.Path):
         self.path = path
         try:
             # The library holds the header against the file: lengths, offsets, shapes.
@@ -120,6 +125,64 @@ class _SafetensorsFile:
         # Opened for each read: an open file stays mapped, and what was read of it counts as this process's memory.
         with safe_open(str(self.path), framework="numpy") as handle:
             return handle.get_slice(name)[index] if index else handle.get_tensor(name)
+
+
+class FetchedFile:
+    """One in a bucket, which cannot be mapped: of a tensor the rows that are asked for are fetched, and no more.
+
+    The library reads files of a disk alone, so its checks of the header against the file are made here.
+    """
+
+    def __init__(self, path: epath.Path):
+        self.path = path
+        self.shapes: dict[str, Shape] = {}
+        self.types: dict[str, str] = {}
+        try:
+            with path.open("rb") as stream:
+                length = int.from_bytes(bytes(stream.read(8)), "little")
+                self._start = 8 + length
+                room = path.stat().length - self._start
+                if length > _MAX_HEADER or room < 0:
+                    raise ValueError(f"a header of {length:,} bytes")
+                header = json.loads(stream.read(length))
+            self.metadata: Mapping[str, str] = {key: str(one) for key, one in header.pop("__metadata__", {}).items()}
+            self._offsets = {name: one["data_offsets"][0] for name, one in header.items()}
+            _check_places(header, room)
+            for name, one in header.items():
+                self.shapes[name] = tuple(one["shape"])
+                self.types[name] = _NAMES.get(one["dtype"]) or str(one["dtype"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            check_no_pointer(path)
+            raise UserError(
+                f"{path}: not a whole safetensors file ({_first_line(error)}); copy it there again"
+            ) from None
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        shape, dtype = self.shapes[name], np.dtype(self.types[name])
+        start, stop, _ = index[0].indices(shape[0]) if index else (0, shape[0] if shape else 1, 1)
+        rows, row = max(stop - start, 0), math.prod(shape[1:]) * dtype.itemsize
+        with self.path.open("rb") as stream:
+            stream.seek(self._start + self._offsets[name] + start * row)
+            content = bytes(stream.read(rows * row)) if rows * row else b""
+        if len(content) != rows * row:
+            raise UserError(f"{self.path}: has become shorter while it was read; copy it there again")
+        whole = np.frombuffer(content, dtype).reshape((rows, *shape[1:]) if shape else ())
+        return whole[(slice(None), *index[1:])] if index else whole
+
+
+def _check_places(header: Mapping[str, Any], room: int) -> None:
+    """Raises `ValueError` if the tensors do not fill `room` bytes, one behind the other and each as its shape says."""
+    end = 0
+    for one in sorted(header.values(), key=lambda one: one["data_offsets"]):
+        (start, stop), shape, kind = one["data_offsets"], one["shape"], one["dtype"]
+        if not all(type(number) is int and number >= 0 for number in (start, stop, *shape)):
+            raise ValueError("places or shapes that are no numbers")
+        size = math.prod(shape) * np.dtype(_NAMES[kind]).itemsize if kind in _NAMES else stop - start
+        if start != end or stop - start != size:
+            raise ValueError(f"a tensor of shape {shape} from byte {start} to {stop}")
+        end = stop
+    if end != room:
+        raise ValueError(f"{room:,} bytes of tensors, of which the header has {end:,}")
 
 
 class _NpzFile:
@@ -166,7 +229,6 @@ def _first_line(error: BaseException) -> str:
 class StateDict(Protocol):
     """The tensors of one file."""
 
-    path: Path
     shapes: dict[str, Shape]
     """Shape of every tensor by name."""
     types: dict[str, str]
@@ -179,22 +241,35 @@ class StateDict(Protocol):
         ...
 
 
-def open_state_dict(path: Path) -> StateDict:
+def open_state_dict(path: PathLike) -> StateDict:
     """Opens a file by its suffix (`STATE_DICT_SUFFIXES`).
 
     Raises:
-        UserError: the file is damaged, or it is torch's and holds more than tensors.
+        UserError: the file is damaged, it is torch's and holds more than tensors, or it is in a bucket and none of
+            safetensors'.
     """
+    path = epath.Path(path)
     if path.suffix == ".safetensors":
-        return _SafetensorsFile(path)
-    return TorchFile(path) if path.suffix in TORCH_SUFFIXES else _NpzFile(path)
+        return _safetensors(path)
+    local = _on_disk(path)
+    return TorchFile(local) if path.suffix in TORCH_SUFFIXES else _NpzFile(local)
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Leaf], max_shard_bytes: int) -> None:
+def _safetensors(path: epath.Path) -> _SafetensorsFile | FetchedFile:
+    return FetchedFile(path) if is_remote(path) else _SafetensorsFile(path)
+
+
+def _on_disk(path: epath.Path) -> Path:
+    if is_remote(path):
+        raise UserError(f"{path}: of a bucket only safetensors are read; copy the checkpoint to a disk")
+    return Path(path)
+
+
+def write_tensors(folder: epath.Path, tensors: Mapping[str, Leaf], max_shard_bytes: int) -> None:
     """Writes model.safetensors, or several files of at most `max_shard_bytes` and their index.
 
     Args:
-        folder: existing folder.
+        folder: existing folder, or one of a bucket.
         tensors: what is written, each in its own type; one is held at a time. Those of wider types come first.
         max_shard_bytes: largest size of a file, unless a single tensor is larger.
     """
@@ -223,13 +298,18 @@ def _by_width(tensors: Mapping[str, Leaf]) -> list[str]:
     return sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
 
 
-def write_file(path: Path, tensors: Mapping[str, Leaf], metadata: Mapping[str, str]) -> None:
-    """Writes one safetensors file, a tensor at a time; the library's own writer wants all of them at once.
+def write_file(path: PathLike, tensors: Mapping[str, Leaf], metadata: Mapping[str, str]) -> None:
+    """Writes one safetensors file, whole or not at all, a tensor at a time.
+
+    The library's own writer wants all of them at once, and a disk.
 
     Args:
         path: the file.
         tensors: what is written, each in its own type (float32, bfloat16, float16).
         metadata: the header's own entries.
+
+    Raises:
+        UserError: it cannot be written.
 
     Source: the format's description, safetensors 0.8 (eight bytes of header length, the header, the bytes).
     """
@@ -241,11 +321,13 @@ def write_file(path: Path, tensors: Mapping[str, Leaf], metadata: Mapping[str, s
         header[name] = {"dtype": _TYPES[one.dtype.name], "shape": list(one.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as stream:
+    with writing(path) as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             value = np.asarray(tensors[name])
             if value.shape != tensors[name].shape:
                 raise ValueError(f"{name} came as {value.shape}, {tensors[name].shape} was declared")
             # As bytes, because numpy's buffers have no bfloat16.
-            stream.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+            content = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+            for start in range(0, len(content), _PIECE):
+                stream.write(content[start : start + _PIECE])

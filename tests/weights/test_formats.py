@@ -99,7 +99,7 @@ def toy_write(export, folder: str) -> None:
 TOY = Format(
     name="toy",
     reads="a toy",
-    recognise=lambda given: (given.local / FILE).is_file(),
+    recognise=lambda given: (given.path / FILE).is_file(),
     options=("base",),
     read=toy_read,
     writes="a toy",

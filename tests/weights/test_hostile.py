@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file
 
 from mole_jax.errors import UserError
 from mole_jax.weights.convert import convert
 from mole_jax.weights.open import open_source
-from mole_jax.weights.safetensors_io import INDEX, SINGLE, TensorFolder, open_state_dict
+from mole_jax.weights.safetensors_io import INDEX, SINGLE, FetchedFile, TensorFolder, open_state_dict
 from mole_jax.weights.torch_file import TorchFile
 from tests.weights.runs import trained_run
 
@@ -134,10 +135,16 @@ def test_safetensors_headers_that_lie(folder):
         (changed(first, data_offsets=[0, 2**60]), None),
         (changed(second, data_offsets=header[first]["data_offsets"]), None),
         (changed(first, data_offsets=[end, 0]), None),
+        (changed(first, shape="ab"), None),
+        (changed(first, data_offsets=None), None),
+        (header | {"__metadata__": [1]}, None),
+        (b"[1]", None),
     ):
         with_header(file, given, rest, length)
         with one_line("not a whole safetensors file|tensors do not fit config.json"):
             open_source(str(folder))
+        with one_line("not a whole safetensors file"):  # as it is read from a bucket
+            FetchedFile(epath.Path(file))
     with_header(file, changed(first, dtype="I32"), rest)
     with one_line("not a whole|of a type that is none of float32"):
         open_source(str(folder))

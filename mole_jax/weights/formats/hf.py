@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from numpy.typing import DTypeLike
 
 from mole_jax.config import ImageAspect, PromptName
 from mole_jax.errors import UserError
-from mole_jax.files import read_json
+from mole_jax.files import PathLike, read_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.format import Export, Format, Given
 from mole_jax.weights.formats.llava import LANGUAGE_MODELS
@@ -44,13 +42,13 @@ def _write(export: Export, folder: str) -> None:
 
 
 def write_hf(
-    folder: str | Path,
+    folder: PathLike,
     arch: LlavaArchitecture,
     leaves: Leaves,
     dtype: DTypeLike | None = None,
     *,
     max_shard_bytes: int = 5_000_000_000,
-    tokenizer: str | Path | None = None,
+    tokenizer: PathLike | None = None,
     prompt: PromptName | None = None,
     image_aspect: ImageAspect | None = None,
 ) -> None:
@@ -72,7 +70,7 @@ def write_hf(
 
 
 def _write_folder(
-    folder: str | Path,
+    folder: PathLike,
     beside: Beside,
     leaves: Leaves,
     dtype: DTypeLike | None = None,

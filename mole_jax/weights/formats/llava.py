@@ -9,13 +9,13 @@ embedding and head are the mean of the others, so that no logit of theirs is eve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mole_jax.errors import UserError
-from mole_jax.files import read_json
+from mole_jax.files import PathLike, absolute, read_json
 from mole_jax.weights.format import Format, Given
 from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, resolve, with_generation_file
 from mole_jax.weights.hf_config import architecture_from_hf
@@ -89,7 +89,7 @@ def grown(vocab: int) -> int:
     return -(-(vocab + 2) // 64) * 64
 
 
-def config_to_hf(config: Mapping[str, Any], *, where: Path) -> dict[str, Any]:
+def config_to_hf(config: Mapping[str, Any], *, where: epath.Path) -> dict[str, Any]:
     """Returns the content of the config.json that Hugging Face's LLaVA would have.
 
     Args:
@@ -121,7 +121,7 @@ def config_to_hf(config: Mapping[str, Any], *, where: Path) -> dict[str, Any]:
     }
 
 
-def joined(config: Mapping[str, Any], vision: Path, *, where: Path) -> dict[str, Any]:
+def joined(config: Mapping[str, Any], vision: epath.Path, *, where: epath.Path) -> dict[str, Any]:
     """Returns the config.json that an original LLaVA of this language model and the CLIP in `vision` would have.
 
     Raises:
@@ -132,17 +132,17 @@ def joined(config: Mapping[str, Any], vision: Path, *, where: Path) -> dict[str,
             f"{where}: 'model_type' is {config.get('model_type')!r}; --vision joins a tower to a language model, "
             f"{' or '.join(LANGUAGE_MODELS)}"
         )
-    return {**config, "mm_vision_tower": str(vision.resolve()), "mm_projector_type": "mlp2x_gelu"}
+    return {**config, "mm_vision_tower": str(absolute(vision)), "mm_projector_type": "mlp2x_gelu"}
 
 
-def tower_folder(config: Mapping[str, Any], where: Path) -> Path | None:
+def tower_folder(config: Mapping[str, Any], where: epath.Path) -> epath.Path | None:
     """Returns the folder that ``mm_vision_tower`` names, absolute or relative to the checkpoint, if there is one."""
     name = config.get("mm_vision_tower")
     folder = where.parent / name if isinstance(name, str) and name else None
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _tower_config(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def _tower_config(config: Mapping[str, Any], where: epath.Path) -> dict[str, Any]:
     folder, name = tower_folder(config, where), config.get("mm_vision_tower")
     if folder is not None:
         found = read_json(folder / "config.json")
@@ -211,7 +211,7 @@ def renamed(name: str) -> str:
     return name
 
 
-def open_llava(folder: str | Path, vision: str | None = None) -> HfCheckpoint:
+def open_llava(folder: PathLike, vision: str | None = None) -> HfCheckpoint:
     """Opens a folder or hub name.
 
     Args:

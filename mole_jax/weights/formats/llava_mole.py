@@ -15,13 +15,14 @@ import functools
 import json
 import re
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import ATTENTION_TARGETS, MLP_TARGETS, AdapterConfig
 from mole_jax.errors import UserError
+from mole_jax.files import made
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, tensors_by_layer
 from mole_jax.weights.foreign import (
@@ -70,7 +71,7 @@ _IGNORED = re.compile(r"(embeddings\.position_ids|rotary_emb\.inv_freq)$")
 _RELEASED_LAYER = -1
 
 
-def is_llava_mole(path: Path) -> bool:
+def is_llava_mole(path: epath.Path) -> bool:
     """Tells whether `path` is a file of a state dict, or a folder with ours."""
     return (path.is_file() and path.suffix in STATE_DICT_SUFFIXES) or (path / FILE).is_file()
 
@@ -107,7 +108,7 @@ def _tensors(adapter: AdapterConfig, arch: LlavaArchitecture, leaves: Leaves) ->
     return tensors | {_COPY: tensors[_EMBEDDING]}
 
 
-def read_llava_mole(path: Path, arch: LlavaArchitecture, alpha: float | None = None) -> AdapterFile:
+def read_llava_mole(path: epath.Path, arch: LlavaArchitecture, alpha: float | None = None) -> AdapterFile:
     """Reads a state dict.
 
     Args:
@@ -173,7 +174,7 @@ def _vectors_table(arch: LlavaArchitecture) -> dict[str, Row]:
 
 
 def _adapter(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], header: OwnHeader, alpha: float | None
+    path: epath.Path, shapes: Mapping[str, tuple[int, ...]], header: OwnHeader, alpha: float | None
 ) -> AdapterConfig:
     first = NAMES.lora.format(layer=0, module=MODULES["q_proj"], side="A")
     routers = NAMES.router["kernel"].format(layer=0)
@@ -211,8 +212,7 @@ def _check(export: Export) -> None:
 
 def _write(export: Export, folder: str) -> None:
     """Writes the whole state dict, each tensor in the type of its leaf and one at a time."""
-    output = Path(folder)
-    output.mkdir(parents=True, exist_ok=True)
+    output = made(epath.Path(folder))
     header = {"adapter": config_json.to_json(export.adapter), **export.settings}
     metadata = {"format": "pt", HEADER: json.dumps(header)}
     write_file(output / FILE, _tensors(export.adapter, export.architecture, export.leaves), metadata)
@@ -221,7 +221,7 @@ def _write(export: Export, folder: str) -> None:
 FORMAT = Format(
     name="llava_mole",
     reads="a released LLaVA-MoLE file (.safetensors, .npz, .pt)",
-    recognise=lambda given: is_llava_mole(given.local),
+    recognise=lambda given: is_llava_mole(given.path),
     options=("base", "alpha"),
     read=_read,
     writes="the released LLaVA-MoLE's state dict",

@@ -20,13 +20,14 @@ Source: TUDB-Labs/MoE-PEFT, ``moe_peft/model.py`` (`init_lora_layer_weight`), ``
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
-from mole_jax.files import read_json, write_json
+from mole_jax.files import made, read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, projector_specs, projector_tensors, tensors_by_layer
 from mole_jax.weights.foreign import (
@@ -61,7 +62,7 @@ _MOOT |= {"entropy_index", "entropy_type", "entropy_eps"}
 _DEFAULTS = {"bias": "none", "act_fn": "silu"}
 
 
-def is_mixlora(folder: Path) -> bool:
+def is_mixlora(folder: epath.Path) -> bool:
     """Tells whether `folder` is one of these."""
     return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("peft_type") == KIND
 
@@ -102,7 +103,7 @@ def _config(adapter: AdapterConfig, base: str | None) -> dict[str, Any]:
     }
 
 
-def read_mixlora(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
+def read_mixlora(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
     """Reads a MixLoRA with one expert a token; `arch` is the base's.
 
     Raises:
@@ -131,7 +132,7 @@ def read_mixlora(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     )
 
 
-def _settings(config: dict[str, Any], header: OwnHeader, where: Path) -> AdapterConfig:
+def _settings(config: dict[str, Any], header: OwnHeader, where: epath.Path) -> AdapterConfig:
     remedy = "only plain LoRA experts, one a token, are"
     refuse_settings(config, _READ | _MOOT, _DEFAULTS, where, remedy)
     for key, supported in {
@@ -172,7 +173,7 @@ def _settings(config: dict[str, Any], header: OwnHeader, where: Path) -> Adapter
 
 
 def _read(given: Given) -> LayeredSource:
-    where = given.local / CONFIG
+    where = given.path / CONFIG
     return over_base(given, base_of(read_json(where), where, named=given.base is not None), read_mixlora)
 
 
@@ -185,8 +186,7 @@ def _write(export: Export, folder: str) -> None:
     """Writes adapters and router, and the projector where it was trained; one tensor is held at a time."""
     adapter, arch, leaves = export.adapter, export.architecture, export.leaves
     tensors = tensors_by_layer(NAMES, adapter, arch, leaves) | projector_tensors(arch, leaves)
-    output = Path(folder)
-    output.mkdir(parents=True, exist_ok=True)
+    output = made(epath.Path(folder))
     header = {"adapter": config_json.to_json(adapter), **export.settings}
     write_file(output / TENSORS, tensors, {"format": "pt", HEADER: json.dumps(header)})
     write_json(output / CONFIG, _config(adapter, export.base_name), indent=2)
@@ -196,7 +196,7 @@ def _write(export: Export, folder: str) -> None:
 FORMAT = Format(
     name="mixlora",
     reads="MoE-PEFT's MixLoRA directory",
-    recognise=lambda given: is_mixlora(given.local),
+    recognise=lambda given: is_mixlora(given.path),
     options=("base",),
     read=_read,
     writes="MoE-PEFT's MixLoRA directory",

@@ -7,10 +7,10 @@ prompt preset, image preparation, base and its hash) with ``"peft_type": "MOLE_J
 
 from __future__ import annotations
 
-from pathlib import Path
+from etils import epath
 
 from mole_jax.errors import UserError
-from mole_jax.files import read_json, write_json
+from mole_jax.files import made, read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parameters import group_of
@@ -26,12 +26,12 @@ KIND = {"peft_type": "MOLE_JAX"}
 CHANGES = ("feature_layer", "feature_select", "image_vectors")
 
 
-def is_mole(folder: Path) -> bool:
+def is_mole(folder: epath.Path) -> bool:
     """Tells whether `folder` is one of these."""
     return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("peft_type") == KIND["peft_type"]
 
 
-def read_mole(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
+def read_mole(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
     """Reads adapters; `arch` is the base's.
 
     Raises:
@@ -72,7 +72,7 @@ def _table(meta: Meta) -> dict[str, Row]:
 
 
 def _read(given: Given) -> LayeredSource:
-    return over_base(given, read_json(given.local / CONFIG).get("base"), read_mole)
+    return over_base(given, read_json(given.path / CONFIG).get("base"), read_mole)
 
 
 def _check(export: Export) -> None:
@@ -84,8 +84,7 @@ def _check(export: Export) -> None:
 
 def _write(export: Export, folder: str) -> None:
     """Writes what was trained, and what it says about itself: its base is the one that the adapters stand on."""
-    output = Path(folder)
-    output.mkdir(parents=True, exist_ok=True)
+    output = made(epath.Path(folder))
     tensors = {path.replace("/", "."): leaf for path, leaf in export.leaves.items()}
     write_file(output / TENSORS, tensors, {"format": "np"})
     meta = export.meta(export.adapter, tuple(dict.fromkeys((*export.source.trained, "adapters", "router"))))
@@ -96,7 +95,7 @@ def _write(export: Export, folder: str) -> None:
 FORMAT = Format(
     name="mole",
     reads="this project's adapter folder",
-    recognise=lambda given: is_mole(given.local),
+    recognise=lambda given: is_mole(given.path),
     options=("base",),
     read=_read,
     writes="this project's adapter folder: all that was trained, without the base",

@@ -18,11 +18,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
+
+from etils import epath
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
-from mole_jax.files import read_json, write_json
+from mole_jax.files import made, read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, projector_specs, projector_tensors, tensors_by_layer
 from mole_jax.weights.foreign import HEADER, MODULES, AdapterFile, own_header, read_table, spec_row, stored_names
@@ -56,7 +57,7 @@ def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -
         )
 
 
-def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
+def read_peft(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
     """Reads a LoRA of the language model, with or without a projector.
 
     Args:
@@ -95,7 +96,7 @@ def read_peft(folder: Path, arch: LlavaArchitecture) -> AdapterFile:
     )
 
 
-def _check_ranks(folder: Path, rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_ranks(folder: epath.Path, rank: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
     # A's first axis alone would do, but a B of another rank is the same mistake.
     ranks = {
         shape[0 if ".lora_A." in name else -1] for name, shape in shapes.items() if _LORA.fullmatch(name) and shape
@@ -115,7 +116,7 @@ def _canonical(name: str) -> str:
 
 
 def _read(given: Given) -> LayeredSource:
-    where = given.local / CONFIG
+    where = given.path / CONFIG
     return over_base(given, base_of(read_json(where), where, named=given.base is not None), read_peft)
 
 
@@ -133,8 +134,7 @@ def _write(export: Export, folder: str) -> None:
     tensors = tensors_by_layer(NAMES, adapter, arch, leaves)
     projector = projector_tensors(arch, leaves)
     tensors |= {f"{PREFIX}model.{name}": one for name, one in projector.items()}
-    output = Path(folder)
-    output.mkdir(parents=True, exist_ok=True)
+    output = made(epath.Path(folder))
     # PEFT's own loader asks for torch's mark in the header.
     write_file(output / TENSORS, tensors, {"format": "pt", HEADER: json.dumps(export.settings)})
     export.beside(grows=False).write(output)
@@ -144,7 +144,7 @@ def _write(export: Export, folder: str) -> None:
 FORMAT = Format(
     name="peft",
     reads="a PEFT adapter folder",
-    recognise=lambda given: (given.local / CONFIG).is_file(),
+    recognise=lambda given: (given.path / CONFIG).is_file(),
     options=("base",),
     read=_read,
     writes="a PEFT adapter folder (plain LoRA)",
