@@ -169,7 +169,7 @@ def jobset(*arguments: str, **environment: str) -> tuple[dict, dict]:
     loaded = yaml.safe_load(dry("gke.sh", *arguments, **environment))
     assert (loaded["apiVersion"], loaded["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (job,) = loaded["spec"]["replicatedJobs"]
-    # A JobSet's schema is its own and comes with no package; the Job and the pod in it are Kubernetes'.
+    # The Job and the pod in it are Kubernetes'; for the JobSet's own fields see `fits_jobset`.
     whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": loaded["metadata"], **job["template"]}
     kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
     (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
@@ -261,6 +261,40 @@ def test_gke_hands_on_any_text(locale: str):
     _, container = jobset(*GKE, "tpu-v6e-slice:1x1", CONFIG, "gs://b", *ODD_TEXTS, LC_ALL=locale)
     given = expanded(container["args"], X="x", HOME="/root")[len(TRAIN[2:]) + 1 :]
     assert given == list(ODD_TEXTS)
+
+
+def fits_jobset(loaded: dict) -> bool:
+    """Tells whether a JobSet's every field is known and of its type, by the models that Kubeflow publishes."""
+    needed = "needs kubeflow-trainer-api: pip install 'mole-jax[dev]'"
+    model = pytest.importorskip("kubeflow_trainer_api.models", reason=needed).JobsetV1alpha2JobSet
+    try:
+        return model.from_dict(loaded).to_dict() == loaded  # it leaves out what it does not know
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("devices", ["tpu-v6e-slice:8x8", "nvidia-h100-80gb:2x8"])
+def test_gke_writes_a_jobset_of_its_schema(devices: str):
+    loaded = yaml.safe_load(dry("gke.sh", *GKE, devices, CONFIG, "gs://bucket/run", *ODD, SPOT="true", RESTARTS="7"))
+    assert fits_jobset(loaded)
+    (rule,) = loaded["spec"]["failurePolicy"]["rules"]
+    assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])  # which only its words say
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("failurePolicy", "maxRestart", 7),
+        ("failurePolicy", "maxRestarts", "7"),
+        ("replicatedJobs", "replica", 2),
+        ("replicatedJobs", "replicas", "2"),
+    ],
+)
+def test_a_jobset_that_its_schema_refuses_is_seen(section: str, field: str, value: object):
+    loaded = yaml.safe_load(dry("gke.sh", *GKE, "tpu-v6e-slice:1x1", CONFIG, "gs://b"))
+    changed = loaded["spec"][section]
+    (changed[0] if isinstance(changed, list) else changed)[field] = value
+    assert not fits_jobset(loaded)
 
 
 def test_a_job_that_kubernetes_would_refuse_is_seen():
