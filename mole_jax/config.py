@@ -132,7 +132,7 @@ class DataConfig:
     examples_per_row: int = 16
     """Most examples packed into one row; 1 turns packing off."""
     images_per_row: int = 4
-    """Most images in one row."""
+    """Most images in one row. 0: records have none, and no row holds place for them."""
     packing_bins: int = 64
     """Rows open at a time while packing, over all shards; more fill better and mix further."""
     shards: int | None = None

@@ -146,13 +146,13 @@ def _data(config: Config) -> Rows:
         yield from _domain(domain)
     yield any(d.weight > 0 for d in data.domains), "data.domains: every weight is 0; give one a weight over 0"
     yield data.temperature > 0, f"data.temperature is {data.temperature}, it must be over 0"
-    counts = ("sequence_length", "examples_per_row", "images_per_row", "packing_bins", "max_image_pixels", "shards")
+    counts = ("sequence_length", "examples_per_row", "packing_bins", "max_image_pixels", "shards")
     yield from _at_least_1("data", data, *counts)
     yield (
         data.most_skipped is None or 0 <= data.most_skipped <= 1,
         f"data.most_skipped is {data.most_skipped}, it is a share: from 0 to 1, or None for no limit",
     )
-    yield from _not_negative("data", data, "workers")
+    yield from _not_negative("data", data, "images_per_row", "workers")
 
 
 def _name(name: str, field: str) -> Rows:

@@ -73,7 +73,7 @@ class Packer:
         return chosen
 
     def _fullness(self, row: OpenRow) -> float:
-        return max(used / most for used, most in zip(_used(row), self._most, strict=True))
+        return max(used / most for used, most in zip(_used(row), self._most, strict=True) if most)
 
 
 def _used(row: OpenRow) -> tuple[int, int, int]:

@@ -48,6 +48,32 @@ def test_nan_stops_the_run_after_three_steps_and_names_the_records(data, tmp_pat
     assert lines[events[0]["step"] - 1]["loss"] is None
 
 
+def test_text_alone_needs_no_place_for_images(tmp_path):
+    """The same losses with places that stay empty and with none; a record with an image is then told."""
+    turns = [{"from": "human", "value": "How many sides?"}, {"from": "gpt", "value": "three"}]
+    records = [{"id": str(number), "conversations": turns} for number in range(9)]
+    (tmp_path / "text.json").write_text(json.dumps(records))
+
+    def config(places: int, **more):
+        domains = (DomainConfig("text", str(tmp_path / "text.json")),)
+        made = tiny.config(tmp_path, train={"steps": 2}, evaluation=NO_EVALUATION)
+        return dataclasses.replace(
+            made, data=dataclasses.replace(made.data, domains=domains, images_per_row=places, **more)
+        )
+
+    losses = []
+    for places in (2, 0):
+        train(config(places), absolute(str(tmp_path / str(places))))
+        losses.append([line["loss"] for line in read_metrics(tmp_path / str(places))])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    records.append(
+        {"id": "seen", "image": "a.png", "conversations": [{**turns[0], "value": "<image> What?"}, turns[1]]}
+    )
+    (tmp_path / "text.json").write_text(json.dumps(records))
+    with pytest.raises(UserError, match=r"record 9 \(id 'seen'\), field image: 1 images, over data.images_per_row 0"):
+        train(config(0, on_too_long="error"), absolute(str(tmp_path / "seen")))
+
+
 def test_the_best_checkpoint_is_kept_and_another_mesh_resumes(data, tmp_path):
     """Six of eight steps on one device, the rest on four: the losses are those of one device throughout."""
     options = {
