@@ -78,6 +78,8 @@ def answer_file(
     root = questions.parent if image_root is None else image_root
 
     def prompts() -> Iterator[tuple[QuestionLine, Prompt]]:
+        if _text(questions).lstrip().startswith("["):
+            raise UserError(f"{questions}: is a JSON list; write the questions in it one a line")
         for where, line in _lines(questions):
             try:
                 question = _question(line, where)

@@ -165,9 +165,19 @@ def typed_leaf(spec: LeafSpec, dtypes: Sequence[np.dtype], read: Callable[[int],
     return Leaf(spec.shape, whole, spec.stacked, read, () if same else tuple(dtypes))
 
 
-def stored_names(tensors: Tensors, plain: Callable[[str], str]) -> dict[str, str]:
-    """Returns the names in the file by `plain` of them: what a table calls them."""
-    return {plain(name): name for name in tensors.shapes}
+def stored_names(tensors: Tensors, plain: Callable[[str], str], where: PathLike) -> dict[str, str]:
+    """Returns the names in the file `where` by `plain` of them: what a table calls them.
+
+    Raises:
+        UserError: two names mean one tensor.
+    """
+    stored: dict[str, str] = {}
+    twice = []
+    for name in tensors.shapes:
+        if (own := stored.setdefault(plain(name), name)) != name:
+            twice.append(f"{own} and {name}")
+    complain(where, "tensors stand there under several names", twice=twice)
+    return stored
 
 
 def read_table(
@@ -194,7 +204,7 @@ def read_table(
     Raises:
         UserError: a tensor is missing, unknown or of the wrong shape.
     """
-    stored = stored_names(tensors, str) if names is None else names
+    stored = {name: name for name in tensors.shapes} if names is None else names
     expected = {name: row.shape for row in table.values() for name in row.names}
     complain(
         where,

@@ -97,6 +97,14 @@ def test_draws_do_not_depend_on_where_a_run_was_stopped(assistant, tmp_path):
     assert answers.read_text() == whole
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_questions_is_told_once(assistant, tmp_path, indent):
+    asked = tmp_path / "questions.json"
+    asked.write_text("\ufeff\n" + json.dumps([{"question_id": n, "text": "a"} for n in range(9)], indent=indent))
+    with pytest.raises(UserError, match=r"questions\.json: is a JSON list; write the questions in it one a line"):
+        answer_file(assistant, asked, tmp_path / "answers.jsonl", model_id="m", on_bad="skip")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

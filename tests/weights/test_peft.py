@@ -99,6 +99,24 @@ def test_out_and_in_is_bit_exact(adapter, tmp_path):
     np.testing.assert_array_equal(logits(run_spec, run), logits(spec, leaves))
 
 
+def test_names_of_a_whole_state_dict_are_read(adapter):
+    """As DeepSpeed leaves them, with the name that PEFT gave the adapter; two names of one tensor are told."""
+    _, leaves, folder = adapter
+    tensors = load_file(folder / TENSORS)
+    named = {
+        re.sub(r"(lora_[AB])", r"\1.default", name).replace("projector.", "projector.modules_to_save.default."): value
+        for name, value in tensors.items()
+    }
+    assert not named.keys() & tensors.keys()
+    save_file(named, folder / TENSORS)
+    for path, leaf in leaves_of(folder)[1].items():
+        np.testing.assert_array_equal(leaf, leaves[path], err_msg=path)
+    first = next(name for name in tensors if "lora_A" in name)
+    save_file(named | {first: tensors[first] + 1}, folder / TENSORS)
+    with pytest.raises(UserError, match=rf"1 given twice: {re.escape(first)} and |and {re.escape(first)}$"):
+        open_source(str(folder))
+
+
 def test_settings_of_others_are_read(adapter, goldens, tmp_path):
     """Names of transformers 4, some targets, no projector, rank-stabilised scale, base given by the user."""
     _, leaves, folder = adapter

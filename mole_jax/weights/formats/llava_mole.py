@@ -123,7 +123,7 @@ def read_llava_mole(path: epath.Path, arch: LlavaArchitecture, alpha: float | No
         raise UserError(f"{path}: --alpha {alpha:g} is no scale; give a number over 0")
     path = path if path.is_file() else path / FILE
     tensors = open_state_dict(path)
-    stored = {plain: name for plain, name in stored_names(tensors, _plain).items() if not _IGNORED.search(name)}
+    stored = {plain: name for plain, name in stored_names(tensors, _plain, path).items() if not _IGNORED.search(name)}
     shapes = {name: tensors.shapes[own] for name, own in stored.items()}
     header = own_header(tensors.metadata, path)
     biases = [NAMES.router["bias"].format(layer=layer) for layer in range(arch.decoder.layers)]

@@ -25,6 +25,7 @@ from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.files import made, read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
+from mole_jax.terminal import shortened
 from mole_jax.weights.adapter_tensors import AdapterNames, projector_specs, projector_tensors, tensors_by_layer
 from mole_jax.weights.foreign import HEADER, MODULES, AdapterFile, own_header, read_table, spec_row, stored_names
 from mole_jax.weights.format import Export, Format, Given, check_trained, over_base, trained_arrays
@@ -74,12 +75,13 @@ def read_peft(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
     if file is None:
         raise UserError(f"{folder}: holds neither {TENSORS} nor {TORCH_TENSORS}; copy the whole folder")
     files = TensorFolder([file, *folder.glob(PROJECTOR_APART)])
-    stored = stored_names(files, _canonical)
+    stored = stored_names(files, _canonical, file)
     modules = {found["module"] for name in stored if (found := _LORA.fullmatch(name))}
     adapter = dataclasses.replace(adapter, targets=tuple(name for name, one in MODULES.items() if one in modules))
     _check_ranks(folder, adapter.rank, {name: files.shapes[own] for name, own in stored.items()})
     if not adapter.targets:
-        raise UserError(f"{file}: holds no LoRA of the language model's projections")
+        first = next(iter(files.shapes), "nothing")
+        raise UserError(f"{file}: holds no LoRA of the language model's projections, but {shortened(first)}")
     table = _READ.table(adapter, arch)
     has_projector = any(name.startswith(PROJECTOR) for name in stored)
     if has_projector:
@@ -109,7 +111,9 @@ def _check_ranks(folder: epath.Path, rank: int, shapes: Mapping[str, tuple[int, 
 
 
 def _canonical(name: str) -> str:
-    name = name.removeprefix(PREFIX)
+    # A model's own state dict, as DeepSpeed saves it, has the adapter's name too; PEFT calls it "default".
+    name = name.removeprefix(PREFIX).replace(".modules_to_save.default.", ".")
+    name = re.sub(r"(\.lora_[AB])\.default\.weight$", r"\1.weight", name)
     # Of original LLaVA's names none is like Hugging Face's; the general "model." would be.
     original = name.startswith(("model.layers.", "model.mm_projector."))
     return renamed(name) if original else canonical(name)
