@@ -102,8 +102,8 @@ def test_a_chip_that_is_not_known_is_not_made_up(config, two):
 def test_time_is_cycles_over_the_clock_and_mfu_leaves_recomputation_out(config, two, monkeypatch):
     arch, mesh = preset("tiny"), make_mesh(config.mesh)
     monkeypatch.setattr("mole_jax.planning.predict.chip_of", lambda device: CHIP)
-    # Kernels without an estimate: 10 TFLOP take 0.1 s at the peak, longer than their 50 GB at 1 TB/s.
-    timed = dataclasses.replace(two, cycles=1_900_000_000, kernels=Kernels(3, 10**13, 5 * 10**10))
+    # Kernels without an estimate: 7 TFLOP take 0.1 s at 70 % of the peak, longer than their 50 GB at 1 TB/s.
+    timed = dataclasses.replace(two, cycles=1_900_000_000, kernels=Kernels(3, 7 * 10**12, 5 * 10**10))
     plan = conclude(config, arch, "cpu", abstract_step(config, arch, mesh), timed, depths=(2,), compile_seconds=1.0)
     assert plan.kernel_seconds == pytest.approx(0.1)
     assert plan.step_seconds == pytest.approx(2.0)
@@ -161,7 +161,7 @@ def facts(layers: int, **change) -> Facts:
         cycles=500 + 7 * layers,
         traffic=900 + layers,
         kept=20 * layers,
-        kernels=Kernels(layers, 5 * layers, 7 * layers),
+        kernels=Kernels(layers, 5 * layers, 7 * layers, 3 * layers),
         collectives=(one,),
         seconds=1.0,
     )
