@@ -37,7 +37,7 @@ HUB_PRESETS = {
 }
 """Architectures of bases that need not be here to be planned."""
 
-FACTS_VERSION = 3
+FACTS_VERSION = 4
 """Part of the cache's key: raise it when `Facts` or what is read into it changes."""
 
 

@@ -106,7 +106,7 @@ class _Sums:
         self.run(one.called("body")[0], times * trips)
 
     def operation(self, one: Instruction, computation: Mapping[str, Instruction], seen: set[str], times: int) -> None:
-        """Adds one operation of a computation; `seen` are the channels of the collectives counted there."""
+        """Adds one operation of a computation; `seen` are the collectives counted there."""
         self.cycles += times * one.cycles
         moved = traffic(self.module, computation, one)
         self.traffic += times * moved
@@ -116,11 +116,13 @@ class _Sums:
             costs = [int(declared[1]), int(declared[2]), 0] if declared else [0, 0, moved]
             self.add_kernels([1, *costs], times)
         for kind, what in exchanges:
-            # One collective overlapped with several fusions stands in each of them under one channel.
+            # One collective overlapped with several fusions stands in each of them under one channel. Those that stand
+            # alone are each another one, and may all have the same channel.
             channel = re.search(r"channel_id=(\d+)", what.attributes)
-            if channel is None or channel[1] not in seen:
+            key = channel[1] if channel and what is not one else what.name
+            if key not in seen:
                 self.count(kind, what, times)
-            seen.add(channel[1] if channel else "")
+            seen.add(key)
 
     def alone(self, branch: str) -> _Sums:
         sums = _Sums(self.module, self.mesh_shape)
