@@ -102,7 +102,8 @@ class _Sums:
         trips = self.module.trips(one)
         # The scan over layers of the differentiated function; its transpose only reads what this one stacked.
         if "jvp(" in one.attributes and "transpose(" not in one.attributes:
-            self.kept += times * self.module.stacked(one, trips)
+            # Another piece of the batch takes the same memory again.
+            self.kept += self.module.stacked(one, trips)
         self.run(one.called("body")[0], times * trips)
 
     def operation(self, one: Instruction, computation: Mapping[str, Instruction], seen: set[str], times: int) -> None:
@@ -132,7 +133,7 @@ class _Sums:
     def add(self, other: _Sums, times: int) -> None:
         self.cycles += times * other.cycles
         self.traffic += times * other.traffic
-        self.kept += times * other.kept
+        self.kept += other.kept
         self.add_kernels(other.kernels, times)
         for one, count in other.collectives.items():
             self.collectives[one] = self.collectives.get(one, 0) + times * count

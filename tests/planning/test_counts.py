@@ -7,9 +7,7 @@ changed it. The TPU's count is only written, and compared, where libtpu is insta
 from __future__ import annotations
 
 import collections
-import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from mole_jax.planning import topology
 from mole_jax.planning.compile import Step, abstract_step, compiler_version
 from mole_jax.planning.cost import cost_of
 from mole_jax.planning.hlo import HloModule
+from mole_jax.planning.work import inside, products
 from mole_jax.training.setup import compiled_step
 from tests import tiny
 
@@ -101,14 +100,6 @@ def counts_of(step: Step, traced: jax.stages.Traced) -> Counts:
     return found | dict(sorted(exchanged.items()))
 
 
-def inside(equation: Any) -> Iterator[Any]:
-    """Yields the jaxprs that an equation holds."""
-    for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
-        inner = getattr(value, "jaxpr", value)
-        if hasattr(inner, "eqns"):
-            yield inner
-
-
 def equations(jaxpr: Any) -> int:
     return sum(1 + sum(map(equations, inside(one))) for one in jaxpr.eqns)
 
@@ -120,21 +111,6 @@ def loops(jaxpr: Any) -> Iterator[Any]:
             if one.primitive.name == "scan":
                 yield inner
             yield from loops(inner)
-
-
-def products(jaxpr: Any) -> int:
-    """Counts two FLOPs for each multiplication of a matrix product, as often as scans and devices do it."""
-    total = 0
-    for one in jaxpr.eqns:
-        if one.primitive.name == "dot_general":
-            ((contracted, _), _), (left, *_) = one.params["dimension_numbers"], one.invars
-            total += 2 * math.prod(one.outvars[0].aval.shape) * math.prod(left.aval.shape[i] for i in contracted)
-        each = [products(inner) for inner in inside(one)]
-        if one.primitive.name == "cond":
-            total += max(each)
-        else:
-            total += sum(each) * one.params.get("length", 1) * (one.params["mesh"].size if "mesh" in one.params else 1)
-    return total
 
 
 def changes(kept: Counts, found: Counts) -> list[str]:
@@ -185,18 +161,6 @@ def test_a_step_takes_a_tpu_the_cycles_it_took(monkeypatch):
         "temporary memory": memory.temp_size_in_bytes,
     }
     compare("MoLE on one v5e", found, {"jax": jax.__version__, "compiler": compiler_version("tpu")})
-
-
-def test_products_are_counted_as_often_as_they_are_done():
-    def function(x, w):
-        x, _ = jax.lax.scan(lambda x, w: (x @ w, None), x, w)
-        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x.T, lambda x: x @ x.T @ x @ x.T, x)
-
-    traced = jax.jit(function).trace(jnp.zeros((4, 8)), jnp.zeros((3, 8, 8)))
-    assert products(traced.jaxpr.jaxpr) == 3 * 2 * 4 * 8 * 8 + 2 * (4 * 8 * 4 + 4 * 4 * 8 + 4 * 8 * 4)
-    mesh = make_mesh(dataclasses.replace(tiny.config(Path("data")).mesh, data=8))
-    spread = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
-    assert products(jax.jit(spread).trace(jnp.zeros((16, 4))).jaxpr.jaxpr) == 8 * 2 * 2 * 4 * 2
 
 
 def test_what_changed_is_named_with_how_much():
