@@ -54,13 +54,13 @@ def off(line: Prediction, whole: Prediction) -> str:
     )
 
 
-def write(page: Path, text: str) -> None:
+def write(page: Path, text: str, begin: str = BEGIN) -> None:
     """Puts `text` between the marks of a page."""
-    before, mark, rest = page.read_text().partition(BEGIN)
+    before, mark, rest = page.read_text().partition(begin)
     after = rest.partition(END)
     if not mark or not after[1]:
-        raise UserError(f"{page}: lacks the marks {BEGIN} and {END} that the table stands between")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after[2]}")
+        raise UserError(f"{page}: lacks the marks {begin} and {END} that the table stands between")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{END}{after[2]}")
 
 
 def main() -> None:

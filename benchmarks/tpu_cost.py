@@ -24,7 +24,7 @@ from mole_jax.parallel.devices import CHIPS, GIB
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
 from mole_jax.planning.compile import Facts, Step, abstract_step, compile_step, device_bytes, facts_of, with_layers
-from mole_jax.planning.predict import DEPTHS, at_depth, least_seconds
+from mole_jax.planning.predict import DEPTHS, at_depth, kernel_time
 from mole_jax.planning.report import right_aligned
 from mole_jax.planning.topology import devices_of, no_accelerator
 
@@ -86,8 +86,8 @@ def measure(adapter: AdapterConfig, arch: LlavaArchitecture, flags: argparse.Nam
                 step = abstract_step(config, shallow, mesh)
                 facts.append(decode(step, flags.answers, flags.length, flags.topology, cache))
         deep = at_depth(facts[0], facts[1], arch.decoder.layers)
-        # Grouped experts are kernels without an estimate: they count with the least that they can take.
-        cycles = (deep.cycles or 0) + least_seconds(deep.kernels, chip) * (chip.clock or 0)
+        # Grouped experts are kernels without an estimate.
+        cycles = (deep.cycles or 0) + kernel_time(deep.kernels, chip) * (chip.clock or 0)
         found |= {f"{what} cycles": cycles, f"{what} bytes": deep.temporary + deep.code + arguments[what]}
     return found
 

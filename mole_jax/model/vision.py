@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,8 +14,9 @@ from mole_jax.config import Remat
 from mole_jax.model.architecture import VisionArchitecture
 from mole_jax.model.attention import attention
 from mole_jax.model.layers import LayerNorm, Linear, rematerialised
+from mole_jax.parallel.region import gather_layer
 from mole_jax.parallel.sharding import constrain
-from mole_jax.parameters import Declare, VisionParam, normal
+from mole_jax.parameters import Declare, Parameter, VisionParam, normal
 
 
 def normalise(images: UInt8[Array, "N H W 3"], dtype: jnp.dtype) -> Float[Array, "N H W 3"]:
@@ -90,10 +93,12 @@ class VisionTower(nnx.Module):
         x = constrain(self.pre_norm(self.embed(pixels)), "batch")
         depth = feature_layer if feature_layer >= 0 else self.arch.layers + 1 + feature_layer
         graph, state = nnx.split(self.layers)
-        needed = jax.tree.map(lambda leaf: leaf[:depth], state)
+        needed = jax.tree.map(lambda p: p[:depth], state, is_leaf=lambda p: isinstance(p, Parameter))
+        axes = jax.tree.map(lambda p: p.get_metadata("axes")[1:], state, is_leaf=lambda p: isinstance(p, Parameter))
 
-        def layer(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            return constrain(nnx.merge(graph, weights)(x), "batch"), None
+        def layer(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+            whole = jax.tree.map(lambda leaf, names: gather_layer(leaf, *names), weights, axes)
+            return constrain(nnx.merge(graph, whole)(x), "batch"), None
 
         return jax.lax.scan(rematerialised(layer, remat), x, needed)[0]
 
@@ -101,7 +106,8 @@ class VisionTower(nnx.Module):
         patch, side = self.arch.patch_size, self.arch.image_size // self.arch.patch_size
         dtype = pixels.dtype
         grid = pixels[:, : side * patch, : side * patch].reshape(-1, side, patch, side, patch, 3)
-        patches = jnp.einsum("nhpwqc,pqcd->nhwd", grid, self.patch_embedding[...].astype(dtype))
+        kernel = gather_layer(self.patch_embedding[...], "patch", "patch", "channel", "embed")
+        patches = jnp.einsum("nhpwqc,pqcd->nhwd", grid, kernel.astype(dtype))
         tokens = patches.reshape(pixels.shape[0], side * side, -1)
         first = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (tokens.shape[0], 1, tokens.shape[-1]))
         positions = constrain(self.position_embedding[...], None, None)

@@ -28,14 +28,17 @@ class Chip:
     FLOP/s over those of a cycle, 2 in each cell of 2 cores x 4 matrix units of 128 x 128. v6e: not published; FLOP/s
     over 2 x 4 x 256 x 256, the least such number that the compiler's own estimate of a large product (369,000 FLOPs a
     cycle) fits under."""
+    slices: float | None = None
+    """Bytes/s that a chip has to other slices: the network of a pod over its chips (Google Cloud's pages; v5p: "How to
+    Scale Your Model", part 2)."""
 
 
 CHIPS: dict[str, Chip] = {
     "TPU v4": Chip(275e12),
-    "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9),
-    "TPU v5p": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9),
-    "TPU v5": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9),
-    "TPU v6 lite": Chip(918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9),
+    "TPU v5 lite": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9, 3.125e9),
+    "TPU v5p": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9, 6.25e9),
+    "TPU v5": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9, 6.25e9),
+    "TPU v6 lite": Chip(918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9, 12.5e9),
     "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1555e9, 300e9),
     "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9),
     "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 450e9),

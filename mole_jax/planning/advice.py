@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.devices import GIB
 from mole_jax.parallel.mesh import BATCH
 from mole_jax.planning.predict import Prediction
+from mole_jax.planning.work import Work
 
 SPARE = 0.05
 """Share of the memory to leave free: a straight line through two depths and the allocator both err."""
 
 
-def advise(arch: LlavaArchitecture, plan: Prediction) -> list[str]:
-    """Returns what to change first, then second; says so when nothing is to be changed."""
+def advise(arch: LlavaArchitecture, plan: Prediction, works: Mapping[str, Work]) -> list[str]:
+    """Returns what to change first, then second; says so when nothing is to be changed.
+
+    `works` tells what each policy of `model.remat` computes and keeps (`mole_jax.planning.work.work_of`).
+    """
     if plan.memory.available is None:
         return ["no memory size is known for this chip, so whether it fits is yours to judge"]
-    return too_large(plan) if not plan.memory.fits else room_left(arch, plan)
+    return room_left(arch, plan, works) if plan.memory.fits else too_large(plan, works)
 
 
-def too_large(plan: Prediction) -> list[str]:
+def too_large(plan: Prediction, works: Mapping[str, Work]) -> list[str]:
     """What makes a step smaller, in the order of what it costs: nothing, recomputation, collectives, batch."""
     memory, lines = plan.memory, []
     assert memory.available is not None
@@ -35,8 +41,9 @@ def too_large(plan: Prediction) -> list[str]:
             split *= 2
         if split > plan.mesh["fsdp"]:
             lines.append(f"weights and optimizer take {held / GIB:.1f} GiB: split them further, --mesh.fsdp {split}")
-    if plan.remat != "full":
-        stronger = {"none": "dots", "dots": "full"}[plan.remat]
+    less = {name: work.kept for name, work in works.items() if work.kept < works[plan.remat].kept}
+    if less:
+        stronger = max(less, key=lambda name: less[name])
         lines.append(
             f"activations kept for the backward pass take {memory.activations / GIB:.1f} GiB: --model.remat {stronger}"
         )
@@ -54,7 +61,7 @@ def too_large(plan: Prediction) -> list[str]:
     return lines
 
 
-def room_left(arch: LlavaArchitecture, plan: Prediction) -> list[str]:
+def room_left(arch: LlavaArchitecture, plan: Prediction, works: Mapping[str, Work]) -> list[str]:
     """What makes a step that fits faster."""
     memory, lines = plan.memory, []
     assert memory.available is not None
@@ -67,13 +74,16 @@ def room_left(arch: LlavaArchitecture, plan: Prediction) -> list[str]:
             f"{worst.sent / GIB:.1f} GiB a step from each device"
         )
     tokens = rows_per_device(plan) / plan.accumulation * plan.length
-    if plan.remat == "full":
-        kept = products_bytes(arch, tokens, plan.mesh["tensor"])
-        if kept <= spare:
-            lines.append(
-                f"{spare / GIB:.1f} GiB are free and keeping the matrix products takes about {kept / GIB:.1f}: "
-                "--model.remat dots spares the second forward pass"
-            )
+    now = works[plan.remat]
+    more = {name: tokens * work.kept_on(arch, plan.mesh["tensor"]) for name, work in works.items()}
+    faster = [name for name in works if works[name].flops < now.flops and more[name] - more[plan.remat] <= spare]
+    if faster:
+        best = min(faster, key=lambda name: works[name].flops)
+        lines.append(
+            f"{spare / GIB:.1f} GiB are free and keeping more for the backward pass takes about "
+            f"{(more[best] - more[plan.remat]) / GIB:.1f}: --model.remat {best} spares "
+            f"{100 * (1 - works[best].flops / now.flops):.0f} % of the products"
+        )
     used = memory.temporary + memory.batch
     times = int((spare + used) // max(1, used))
     if times >= 2:
@@ -99,10 +109,3 @@ def rows_per_device(plan: Prediction) -> float:
     for axis in BATCH:
         shards *= plan.mesh[axis]
     return plan.rows / shards
-
-
-def products_bytes(arch: LlavaArchitecture, tokens: float, tensor: int) -> float:
-    """Bytes on one of `tensor` devices of the decoder's matrix products, bfloat16, each with its adapter's as large."""
-    decoder = arch.decoder
-    divided = (decoder.heads + 2 * decoder.kv_heads) * decoder.head_dim + 2 * decoder.mlp_width
-    return 4.0 * (2 * decoder.width + divided / tensor) * decoder.layers * tokens

@@ -13,7 +13,8 @@ from mole_jax.planning.advice import advise
 from mole_jax.planning.compile import architecture_of
 from mole_jax.planning.predict import Prediction, as_json, predict
 from mole_jax.planning.sweep import sweep
-from mole_jax.planning.topology import no_accelerator
+from mole_jax.planning.topology import devices_of, no_accelerator
+from mole_jax.planning.work import work_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,4 +70,5 @@ def answer(
         plans, fitting = [predict(config, topology, cache=cache, preset=preset, depths=depths)], None
     else:
         plans, fitting = sweep(config, topology, cache=cache, limit=limit, preset=preset, depths=depths, say=say)
-    return Answer(plans, advise(architecture_of(config, preset), plans[0]), fitting)
+    arch = architecture_of(config, preset)
+    return Answer(plans, advise(arch, plans[0], work_of(config, arch, devices_of(topology)[0])), fitting)

@@ -37,7 +37,7 @@ HUB_PRESETS = {
 }
 """Architectures of bases that need not be here to be planned."""
 
-FACTS_VERSION = 2
+FACTS_VERSION = 4
 """Part of the cache's key: raise it when `Facts` or what is read into it changes."""
 
 
@@ -100,14 +100,14 @@ def topology_mesh(config: Config, topology: str) -> jax.sharding.Mesh:
     Raises:
         UserError: unknown topology; the mesh does not fit it, or leaves devices of it idle.
     """
-    devices = devices_of(topology)
-    mesh = make_mesh(config.mesh, devices)
-    if mesh.size < len(devices):
+    devices, asked = devices_of(topology), config.mesh
+    size = asked.data * asked.fsdp * asked.expert * asked.tensor
+    if 0 < size < len(devices):  # before a mesh is made: TPUs refuse some of these in words of their own
         raise UserError(
-            f"config: the mesh takes {mesh.size} of the {len(devices)} devices of {topology} and would leave the "
+            f"config: the mesh takes {size} of the {len(devices)} devices of {topology} and would leave the "
             "others idle; set mesh.data to -1"
         )
-    return mesh
+    return make_mesh(asked, devices)
 
 
 def abstract_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Mesh) -> Step:

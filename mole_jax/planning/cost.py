@@ -37,9 +37,11 @@ class Kernels:
 
     count: int = 0
     flops: int = 0
-    """As a kernel declares them; 0 for a gather."""
+    """As the kernels declare them."""
     traffic: int = 0
-    """Bytes: as a kernel declares them, else of operands and result."""
+    """Bytes, as the kernels declare them."""
+    undeclared: int = 0
+    """Bytes that kernels which declare nothing (gathers, scatters) read and write."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ class _Sums:
     def __init__(self, module: HloModule, mesh_shape: Mapping[str, int]):
         self.module, self.mesh_shape = module, mesh_shape
         self.cycles = self.traffic = self.kept = 0
-        self.kernels = [0, 0, 0]
+        self.kernels = [0, 0, 0, 0]
         self.collectives: dict[Collective, int] = {}
 
     def run(self, name: str, times: int) -> None:
@@ -100,25 +102,28 @@ class _Sums:
         trips = self.module.trips(one)
         # The scan over layers of the differentiated function; its transpose only reads what this one stacked.
         if "jvp(" in one.attributes and "transpose(" not in one.attributes:
-            self.kept += times * self.module.stacked(one, trips)
+            # Another piece of the batch takes the same memory again.
+            self.kept += self.module.stacked(one, trips)
         self.run(one.called("body")[0], times * trips)
 
     def operation(self, one: Instruction, computation: Mapping[str, Instruction], seen: set[str], times: int) -> None:
-        """Adds one operation of a computation; `seen` are the channels of the collectives counted there."""
+        """Adds one operation of a computation; `seen` are the collectives counted there."""
         self.cycles += times * one.cycles
         moved = traffic(self.module, computation, one)
         self.traffic += times * moved
         exchanges = list(self.found(one, one.opcode, one))
         if not exchanges and is_kernel(one):
             declared = re.search(r'"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', one.attributes)
-            flops, size = (int(declared[1]), int(declared[2])) if declared else (0, moved)
-            self.add_kernels([1, flops, size], times)
+            costs = [int(declared[1]), int(declared[2]), 0] if declared else [0, 0, moved]
+            self.add_kernels([1, *costs], times)
         for kind, what in exchanges:
-            # One collective overlapped with several fusions stands in each of them under one channel.
+            # One collective overlapped with several fusions stands in each of them under one channel. Those that stand
+            # alone are each another one, and may all have the same channel.
             channel = re.search(r"channel_id=(\d+)", what.attributes)
-            if channel is None or channel[1] not in seen:
+            key = channel[1] if channel and what is not one else what.name
+            if key not in seen:
                 self.count(kind, what, times)
-            seen.add(channel[1] if channel else "")
+            seen.add(key)
 
     def alone(self, branch: str) -> _Sums:
         sums = _Sums(self.module, self.mesh_shape)
@@ -128,7 +133,7 @@ class _Sums:
     def add(self, other: _Sums, times: int) -> None:
         self.cycles += times * other.cycles
         self.traffic += times * other.traffic
-        self.kept += times * other.kept
+        self.kept += other.kept
         self.add_kernels(other.kernels, times)
         for one, count in other.collectives.items():
             self.collectives[one] = self.collectives.get(one, 0) + times * count
@@ -179,7 +184,10 @@ def is_kernel(one: Instruction) -> bool:
 
 
 def traffic(module: HloModule, computation: Mapping[str, Instruction], one: Instruction) -> int:
-    """Returns the bytes that one operation reads and writes in main memory; of an array it only slices, the slice."""
+    """Returns the bytes that one operation reads and writes in main memory.
+
+    Of an array that it only slices that is the slice; of one that it writes into, what it writes.
+    """
     if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
         return 0
     inner = module.computations.get((one.called("calls") or [""])[0], {}) if one.opcode == "fusion" else {}
@@ -194,22 +202,46 @@ def bytes_read(computation: Mapping[str, Instruction], inner: Mapping[str, Instr
         operand = computation.get(name)
         if operand is None or any(shape.near for shape in operand.shapes):
             continue
-        users = [user for user in inner.values() if number in inputs and inputs[number].name in user.operands]
-        if one.opcode in ("dynamic-slice", "gather") and number == 0:
-            total += one.bytes
-        elif one.opcode == "dynamic-update-slice" and number == 0:
-            continue
-        elif users and all(user.opcode in ("dynamic-slice", "gather", "dynamic-update-slice") for user in users):
-            total += sum(user.bytes for user in users if user.opcode != "dynamic-update-slice")
-        else:
-            total += operand.bytes
+        parts: list[int | None] = [_part_read(computation, one, name)]
+        if number in inputs:
+            name = inputs[number].name
+            parts = [_part_read(inner, user, name) for user in inner.values() if name in user.operands]
+        sizes = [part for part in parts if part is not None]
+        total += min(operand.bytes, sum(sizes)) if len(sizes) == len(parts) else operand.bytes
     return total
+
+
+def _part_read(computation: Mapping[str, Instruction], user: Instruction, name: str) -> int | None:
+    """Returns the bytes that an instruction reads of its operand `name`, None if all of it."""
+    place, updates = user.operands.index(name), _updates(computation, user)
+    if user.opcode in ("dynamic-slice", "gather") and place == 0:
+        return user.bytes
+    if place < len(updates):  # a scatter may add to what is there; a slice is put over it
+        return updates[place] if user.opcode == "scatter" else 0
+    return None
+
+
+def _updates(computation: Mapping[str, Instruction], one: Instruction) -> list[int]:
+    """Returns the bytes that an instruction writes into each of the arrays, its first operands, that it changes."""
+    if one.opcode == "dynamic-update-slice":
+        updates = one.operands[1:2]
+    elif one.opcode == "scatter":  # arrays, indices, as many updates
+        updates = one.operands[len(one.operands) // 2 + 1 :]
+    else:
+        return []
+    return [computation[name].bytes for name in updates]
 
 
 def bytes_written(computation: Mapping[str, Instruction], inner: Mapping[str, Instruction], one: Instruction) -> int:
     """Returns what an operation writes; see `bytes_read`."""
-    source = inner or computation
-    for update in inner.values() if inner else [one]:
-        if update.opcode == "dynamic-update-slice":
-            return source[update.operands[1]].bytes if update.operands[1] in source else 0
-    return sum(shape.bytes for shape in one.shapes if not shape.near)
+    known = inner or computation
+    root = next((each for each in inner.values() if each.is_root), one)
+    outputs = [known[name] for name in root.operands] if inner and root.opcode == "tuple" else [root]
+    total = 0
+    for number, shape in enumerate(one.shapes):
+        output = outputs[number] if len(outputs) == len(one.shapes) else root
+        while output.opcode == "bitcast":
+            output = known[output.operands[0]]
+        if not shape.near:
+            total += (_updates(known, output) or [shape.bytes])[0]
+    return total

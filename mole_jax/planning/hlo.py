@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
 BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0}
 
 
@@ -55,7 +57,7 @@ class HloModule:
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
         body: dict[str, Instruction] | None = None
-        for line in text.splitlines():
+        for line in whole_lines(text):
             if body is None:
                 if opened := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
                     body = self.computations[opened[2]] = {}
@@ -102,6 +104,23 @@ class HloModule:
             return False
         inner = self._with_called({name: one})
         return any(i.opcode == "dynamic-update-slice" and i.shapes[0].bytes == shape.bytes for i in inner)
+
+
+def whole_lines(text: str) -> Iterator[str]:
+    """Yields a program's lines; one that leaves braces open, as a Pallas kernel's metadata does, goes on in the next.
+
+    The brace that opens a computation, or the module's header, ends its line and does not count.
+    """
+    begun, depth = "", 0
+    for line in text.splitlines():
+        border = not depth and (line.endswith(" {") or line.startswith("}"))
+        if not border and line.count("{") != line.count("}"):
+            bare = _QUOTED.sub("", line)
+            depth += bare.count("{") - bare.count("}")
+        begun += line
+        if depth <= 0:
+            yield begun
+            begun, depth = "", 0
 
 
 def parse_instruction(line: str) -> Instruction | None:

@@ -24,6 +24,13 @@ from mole_jax.planning.compile import (
 from mole_jax.planning.cost import Kernels
 from mole_jax.training.flops import recomputed_flops, step_flops
 
+KERNEL_SHARE = 0.7
+"""Share of the chip's peak at which a kernel that the compiler does not estimate is taken to do its declared FLOPs.
+
+An assumption, until a chip says otherwise: fused attention is published at 50 to 73 % of an A100's peak
+(FlashAttention-2, arXiv 2307.08691) and at up to 75 % of an H100's (FlashAttention-3, arXiv 2407.08608).
+"""
+
 DEPTHS = (2, 4)
 """Layers of the two compiles from which the whole depth follows. Not 1: XLA unrolls a loop of one trip."""
 
@@ -98,7 +105,7 @@ class Prediction:
     kernels: Kernels
     """What the cycles leave out."""
     kernel_seconds: float | None
-    """Least time of these: their FLOPs or their bytes at the chip's peak."""
+    """What these are taken to need; see `kernel_time`."""
     step_seconds: float | None
     """The compiler's estimated cycles over the clock and `kernel_seconds`; collectives hidden behind them."""
     network_seconds: float | None
@@ -211,10 +218,10 @@ def conclude(
     again = recomputed_flops(config, arch, step.spec.declarations) / step.mesh.size
     kinds = sorted({(one.kind, one.axes) for one in facts.collectives})
     exchanges = sorted((exchange_of(facts, *kind) for kind in kinds), key=lambda one: -one.sent)
-    compute = least = None
+    compute = kernels = None
     if facts.cycles and chip and chip.clock:
-        least = least_seconds(facts.kernels, chip)
-        compute = facts.cycles / chip.clock + least
+        kernels = kernel_time(facts.kernels, chip)
+        compute = facts.cycles / chip.clock + kernels
     network = sum(one.sent for one in exchanges) / chip.links if chip and chip.links else None
     seconds = None if compute is None else max(compute, network or 0.0)
     return Prediction(
@@ -235,7 +242,7 @@ def conclude(
         exchanges=tuple(exchanges),
         cycles=facts.cycles,
         kernels=facts.kernels,
-        kernel_seconds=least,
+        kernel_seconds=kernels,
         step_seconds=compute,
         network_seconds=network,
         tokens_per_second=config.train.batch_rows * config.data.sequence_length / seconds if seconds else None,
@@ -245,9 +252,15 @@ def conclude(
     )
 
 
-def least_seconds(kernels: Kernels, chip: Chip) -> float:
-    """Returns the time that kernels without an estimate take at the chip's peak."""
-    return max(kernels.flops / chip.flops, kernels.traffic / chip.bandwidth if chip.bandwidth else 0.0)
+def kernel_time(kernels: Kernels, chip: Chip) -> float:
+    """Returns the time that kernels without an estimate are taken to need.
+
+    Those that declare what they do: their FLOPs at `KERNEL_SHARE` of the chip's peak, or their bytes at its bandwidth
+    if that is longer. The others: their bytes.
+    """
+    bandwidth = chip.bandwidth or math.inf
+    declared = max(kernels.flops / (KERNEL_SHARE * chip.flops), kernels.traffic / bandwidth)
+    return declared + kernels.undeclared / bandwidth
 
 
 def memory_of(step: Step, facts: Facts, chip: Chip | None) -> Memory:

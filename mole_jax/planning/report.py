@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mole_jax.files import writing
 from mole_jax.parallel.devices import GIB
-from mole_jax.planning.predict import Memory, Prediction
+from mole_jax.planning.predict import KERNEL_SHARE, Memory, Prediction
 
 PARTS = {
     "frozen": "frozen parameters",
@@ -71,8 +71,8 @@ def _step(plan: Prediction) -> Iterator[str]:
         yield f"  {plan.cycles / 1e6:,.0f} million cycles by the compiler's estimate, collectives not counted"
     if plan.kernels.count:
         yield (
-            f"  {plan.kernels.count} calls of kernels that it does not estimate, at least "
-            f"{plan.kernel_seconds or 0:.3f} s at the chip's peak"
+            f"  {plan.kernels.count:,} calls of kernels without an estimate: {plan.kernels.flops / 1e12:.2f} TFLOP, "
+            f"{plan.kernel_seconds or 0:.3f} s at {100 * KERNEL_SHARE:.0f} % of the peak"
         )
 
 

@@ -55,6 +55,16 @@ def test_collective_has_its_axis_and_its_bytes(mesh, kind, axes, payload, sent, 
     assert [(one.kind, one.axes, one.payload, one.sent, one.count) for one in found] == [(kind, axes, payload, sent, 1)]
 
 
+def test_collectives_that_share_a_channel_count_each(mesh):
+    def function(x):
+        return jax.lax.psum(jnp.sin(jax.lax.psum(jnp.sin(jax.lax.psum(x, "fsdp")), "fsdp")), "fsdp")
+
+    module = HloModule(compiled(mesh, function, P(("data", "fsdp"))))
+    reduced = [one for body in module.computations.values() for one in body.values() if one.opcode == "all-reduce"]
+    assert [one.attributes.count("channel_id=1,") for one in reduced] == [1, 1, 1]
+    assert [one.count for one in cost_of(module, mesh.shape).collectives] == [3]
+
+
 def test_collective_in_nested_loops_counts_as_often_as_it_runs(mesh):
     def function(x):
         def inner(x, _):
