@@ -11,7 +11,7 @@ from flax import nnx
 from mole_jax.adapters.build import Adapters
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import PRESETS
-from mole_jax.model.attention import attention, causal_attention
+from mole_jax.model.attention import attention, cached_attention
 from mole_jax.model.decoder import Decoder
 from mole_jax.parameters import Declare, DecoderParam, declared, streams, unflatten
 
@@ -42,7 +42,7 @@ def same(found, expected):
 def test_a_token_sees_its_own_segment_up_to_itself():
     q, k, v = drawn(6, 6)
     segments = np.array([[1, 1, 2, 2, 2, 0], [1, 2, 2, 3, 0, 0]])
-    found = causal_attention(q, k, v, segment_ids=jnp.asarray(segments))
+    found = attention(q, k, v, causal=True, segment_ids=jnp.asarray(segments))
     same(
         found, by_definition(q, k, v, lambda row, i: [j for j in range(i + 1) if segments[row, j] == segments[row, i]])
     )
@@ -50,23 +50,24 @@ def test_a_token_sees_its_own_segment_up_to_itself():
 
 def test_without_segments_a_token_sees_the_row_up_to_itself():
     q, k, v = drawn(5, 5)
-    same(causal_attention(q, k, v), by_definition(q, k, v, lambda _, i: list(range(i + 1))))
+    same(attention(q, k, v, causal=True), by_definition(q, k, v, lambda _, i: list(range(i + 1))))
 
 
 def test_with_a_cache_rows_start_at_their_own_slots():
     q, k, v = drawn(3, 9)
     start = np.array([0, 4])
-    found = causal_attention(q, k, v, start=jnp.asarray(start))
+    found = cached_attention(q, k, v, start=jnp.asarray(start))
     same(found, by_definition(q, k, v, lambda row, i: list(range(start[row] + i + 1))))
 
 
 def test_images_see_all_of_themselves():
     q, k, v = drawn(5, 5)
-    same(attention(q, k, v), by_definition(q, k, v, lambda *_: list(range(5))))
+    same(attention(q, k, v, causal=False), by_definition(q, k, v, lambda *_: list(range(5))))
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_the_mask_is_not_kept_for_every_layer(remat):
+@pytest.mark.parametrize("kernel", ["xla", "blocks"])
+@pytest.mark.parametrize("remat", ["none", "most", "attention", "full"])
+def test_the_mask_is_not_kept_for_every_layer(remat, kernel):
     """It is made inside of the layer, so a backward pass could keep one a layer: S x S bytes for each row and head."""
     arch, length = PRESETS["tiny"].decoder, 13
     config = AdapterConfig(rank=2, dropout=0.0)
@@ -76,7 +77,7 @@ def test_the_mask_is_not_kept_for_every_layer(remat):
     ids = jax.ShapeDtypeStruct((2, length), "int32")
 
     def loss(leaves, x, positions, segments):
-        return nnx.merge(graph, unflatten(leaves))(x, positions, segments, remat=remat)[0].sum()
+        return nnx.merge(graph, unflatten(leaves))(x, positions, segments, remat=remat, kernel=kernel)[0].sum()
 
     x = jax.ShapeDtypeStruct((2, length, arch.width), "float32")
     program = jax.make_jaxpr(jax.grad(loss))(leaves, x, ids, ids)
@@ -88,6 +89,6 @@ def test_the_mask_is_not_kept_for_every_layer(remat):
         for out in scan.outvars
         if out.aval.shape[:1] == (arch.layers,) and out.aval.shape[-2:] == (length, length)
     ]
-    # With remat none the probabilities are kept, which shows that this looks at the right arrays.
-    assert bool(squares) == (remat == "none")
+    # By definition and with remat none the probabilities are kept: this looks at the right arrays.
+    assert bool(squares) == (remat == "none" and kernel == "xla")
     assert not [one for one in squares if one.dtype == bool]
