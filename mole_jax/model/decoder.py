@@ -18,25 +18,30 @@ from mole_jax.adapters.router import Routing
 from mole_jax.config import Remat
 from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.model.attention import causal_attention
+from mole_jax.model.cached_attention import LayerCache, cached_attention
 from mole_jax.model.layers import Linear, RMSNorm, rematerialised
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.region import enter_split, in_region, leave_split
 from mole_jax.parallel.sharding import constrain, partition
 from mole_jax.parameters import Declare, DecoderParam, Parameter, normal
 
-KeysValues = tuple[Array, Array]
-"""Keys and values of one layer's cache, (B, T, K, C) each; of all layers with a layer axis in front."""
+CACHE_AXES = ("layers", "batch", None, "kv_heads")
+"""Named axes of the cache's keys and values."""
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, with all layers stacked."""
+    """Keys and values of the tokens so far, with all layers stacked. Rows come and go: each has its own length."""
 
-    k: Float[Array, "L B T K C"]
-    v: Float[Array, "L B T K C"]
+    k: Float[Array, "L B T K*C"]
+    v: Float[Array, "L B T K*C"]
     length: Int[Array, " B"]
     """Slots in use, per row."""
     memory: Float[Array, "B P"]
     """What the mixture remembers of each row's prompt; P may be 0."""
+
+    def emptied(self, rows: Bool[Array, " B"]) -> Cache:
+        """Returns the cache with these rows free for other prompts; `Decoder.cached` fills them."""
+        return self._replace(length=jnp.where(rows, 0, self.length))
 
 
 class Frame(NamedTuple):
@@ -90,16 +95,18 @@ class Attention(nnx.Module):
         return {"q_proj": self.q_proj, "k_proj": self.k_proj, "v_proj": self.v_proj, "o_proj": self.o_proj}
 
     def __call__(
-        self, x: Float[Array, "B S D"], frame: Frame, kv_cache: KeysValues | None, keep: Keep
-    ) -> tuple[Float[Array, "B S D"], KeysValues | None]:
+        self, x: Float[Array, "B S D"], frame: Frame, kv_cache: LayerCache | None, keep: Keep
+    ) -> tuple[Float[Array, "B S D"], LayerCache | None]:
         x = enter_split(x)
         q = self.heads(self.q_proj(x, None, keep.get("q_proj")))
         k = self.heads(self.k_proj(x, None, keep.get("k_proj")))
         v = self.heads(self.v_proj(x, None, keep.get("v_proj")))
         q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
-        if kv_cache is not None:
-            k, v = kv_cache = _write(kv_cache[0], k, frame.slots), _write(kv_cache[1], v, frame.slots)
-        y = causal_attention(q, k, v, segment_ids=frame.segment_ids, start=frame.slots)
+        if kv_cache is None or frame.slots is None:
+            y = causal_attention(q, k, v, segment_ids=frame.segment_ids)
+        else:
+            kv_cache = kv_cache.write(k, v, frame.slots)
+            y = cached_attention(q, kv_cache, frame.slots)
         return leave_split(self.o_proj(y, None, keep.get("o_proj"))), kv_cache
 
     def heads(self, x: Float[Array, "B S H*C"]) -> Float[Array, "B S H C"]:
@@ -159,8 +166,8 @@ class DecoderLayer(nnx.Module):
         return drawn
 
     def __call__(
-        self, x: Float[Array, "B S D"], frame: Frame, kv_cache: KeysValues | None, keep: Keep
-    ) -> tuple[Float[Array, "B S D"], RouterUse | None, KeysValues | None]:
+        self, x: Float[Array, "B S D"], frame: Frame, kv_cache: LayerCache | None, keep: Keep
+    ) -> tuple[Float[Array, "B S D"], RouterUse | None, LayerCache | None]:
         y, kv_cache = self.attention(self.attention_norm(x), frame, kv_cache, keep)
         x = x + y
         y, routing = self.mlp(self.mlp_norm(x), keep, frame.routing)
@@ -227,30 +234,47 @@ class Decoder(nnx.Module):
         return x, use
 
     def cached(
-        self, x: Float[Array, "B S D"], cache: Cache, lengths: Int[Array, " B"]
+        self, x: Float[Array, "B S D"], cache: Cache, lengths: Int[Array, " B"], *, piece: int | None = None
     ) -> tuple[Float[Array, "B S D"], Cache]:
         """Continues the rows in `cache` by S tokens, of which the first `lengths` of each row are real.
 
-        What is written past a row's length is never seen, and the next call overwrites it.
+        What is written past a row's length is never seen, and the next call overwrites it: rows whose length is 0 stay
+        as they are. With `piece` no more than so many tokens of a row are in work at once, which bounds the memory.
 
         Raises:
             UserError: the routers need what a question does not tell.
         """
-        offsets = jnp.arange(x.shape[1])
-        positions = cache.length[:, None] + offsets
-        real = jnp.broadcast_to(offsets < lengths[:, None], x.shape[:2])
-        context, memory = self.mixture.continued(
-            x, cache.memory, first=cache.length == 0, real=real, shared=self.router
-        )
+        real = jnp.arange(x.shape[1]) < lengths[:, None]
+        # An empty row that gets a token now begins with its prompt.
+        memory = self.mixture.remember(x, cache.memory, first=(cache.length == 0) & (lengths > 0), real=real)
+        cache = cache._replace(memory=memory)
+        pieces = 1 if piece is None else -(-x.shape[1] // piece)
+        if pieces == 1:
+            return self._continue(x, cache, lengths)
+        size = -(-x.shape[1] // pieces)
+        padded = jnp.pad(x, ((0, 0), (0, pieces * size - x.shape[1]), (0, 0)))
+
+        def one(cache: Cache, number: Int[Array, ""]) -> tuple[Cache, Array]:
+            start = number * size
+            part = jax.lax.dynamic_slice_in_dim(padded, start, size, axis=1)
+            hidden, cache = self._continue(part, cache, jnp.clip(lengths - start, 0, size))
+            return cache, hidden
+
+        cache, hidden = jax.lax.scan(one, cache, jnp.arange(pieces))
+        return hidden.swapaxes(0, 1).reshape(padded.shape)[:, : x.shape[1]], cache
+
+    def _continue(self, x: Array, cache: Cache, lengths: Int[Array, " B"]) -> tuple[Array, Cache]:
+        context = self.mixture.continued(x, cache.memory, self.router)
+        positions = cache.length[:, None] + jnp.arange(x.shape[1])
         frame = Frame(rotations(positions, self.arch), None, cache.length, None, context)
-        x, _, layers = self._scan(x, frame, (cache.k, cache.v), None, "none")
-        assert layers is not None
-        return x, Cache(*layers, cache.length + lengths, memory)
+        x, _, kv = self._scan(x, frame, (cache.k, cache.v), None, "none")
+        assert kv is not None
+        return x, cache._replace(k=kv[0], v=kv[1], length=cache.length + lengths)
 
     def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
         """Returns a cache without tokens that has room for `slots` tokens a row."""
-        shape = (self.arch.layers, rows, slots, self.arch.kv_heads, self.arch.head_dim)
-        k, v = (constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", None) for _ in range(2))
+        shape = (self.arch.layers, rows, slots, self.arch.kv_heads * self.arch.head_dim)
+        k, v = (constrain(jnp.zeros(shape, dtype), *CACHE_AXES) for _ in range(2))
         length = constrain(jnp.zeros(rows, jnp.int32), "batch")
         return Cache(k, v, length, self.mixture.memory(rows, self.arch.width))
 
@@ -267,42 +291,38 @@ class Decoder(nnx.Module):
         return constrain(logits, "batch", *(None,) * (x.ndim - 2), "vocab")
 
     def _scan(
-        self, x: Array, frame: Frame, kv: KeysValues | None, key: PRNGKeyArray | None, remat: Remat
-    ) -> tuple[Array, RouterUse | None, KeysValues | None]:
-        """Runs all layers and the final norm; returns also the use of the experts and the cache, layers stacked."""
+        self, x: Array, frame: Frame, kv: tuple[Array, Array] | None, key: PRNGKeyArray | None, remat: Remat
+    ) -> tuple[Array, RouterUse | None, tuple[Array, Array] | None]:
+        """Runs all layers and the final norm; returns also the use of the experts and the cache's keys and values."""
         graph, state = nnx.split(self.layers)
         weights = jax.tree.map(lambda p: p[...], state, is_leaf=lambda p: isinstance(p, Parameter))
         specs = jax.tree.map(
             lambda p: partition(*p.get_metadata("axes")[1:]), state, is_leaf=lambda p: isinstance(p, Parameter)
         )
         keys = None if key is None else jax.random.split(key, self.arch.layers)
-        rows, cache_spec = partition("batch"), partition("batch", None, "kv_heads", None)
+        rows, cache_rows = partition("batch"), partition(*CACHE_AXES)
+        cache_specs: Any = None if kv is None else LayerCache(cache_rows, cache_rows, partition())  # pyright: ignore[reportArgumentType]
 
-        def run(weights: Any, x: Array, frame: Frame, kv: KeysValues | None, keep: Keep):
-            return nnx.merge(graph, weights)(x, frame, kv, keep)
+        def run(weights: Any, x: Array, frame: Frame, cache: LayerCache | None, keep: Keep):
+            return nnx.merge(graph, weights)(x, frame, cache, keep)
 
-        def layer(x: Array, inputs: tuple):
-            weights, kv, key = inputs
+        def layer(carry: tuple, inputs: tuple):
+            # The cache is carried and written in place; as the scan's input and output it would be there twice.
+            x, kv = carry
+            weights, number, key = inputs
+            cache = None if kv is None else LayerCache(kv[0], kv[1], number)
             keep = nnx.merge(graph, weights).keep(key, *x.shape[:2])
             keep_specs = {name: partition("batch", None, PROJECTIONS[name]) for name in keep}
-            x, use, kv = in_region(
+            x, use, cache = in_region(
                 run,
                 weights,
                 specs,
-                arguments=(constrain(x, "batch"), frame, kv, keep),
-                specs=(rows, Frame.specs(), cache_spec, keep_specs),
-                out_specs=(rows, rows, cache_spec),
+                arguments=(constrain(x, "batch"), frame, cache, keep),
+                specs=(rows, Frame.specs(), cache_specs, keep_specs),
+                out_specs=(rows, rows, cache_specs),
             )
-            return constrain(x, "batch"), (use, kv)
+            return (constrain(x, "batch"), None if cache is None else (cache.k, cache.v)), use
 
-        x, (use, kv) = jax.lax.scan(rematerialised(layer, remat), x, (weights, kv, keys))
+        numbers = jnp.arange(self.arch.layers)
+        (x, kv), use = jax.lax.scan(rematerialised(layer, remat), (x, kv), (weights, numbers, keys))
         return self.norm(x), use, kv
-
-
-def _write(
-    old: Float[Array, "B T K C"], new: Float[Array, "B S K C"], slots: Int[Array, " B"] | None
-) -> Float[Array, "B T K C"]:
-    """Writes `new` into each row of the cache from the row's slot on."""
-    return jax.vmap(lambda row, piece, slot: jax.lax.dynamic_update_slice(row, piece, (slot, 0, 0)))(
-        old, new.astype(old.dtype), slots
-    )
