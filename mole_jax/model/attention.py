@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import get_args
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mole_jax.config import AttentionKernel
@@ -57,19 +56,6 @@ def attention(
         ids = None if segment_ids is None else partition("batch")
         run = on_each_device(run, (heads, kv_heads, kv_heads, ids), heads)
     y = run(q, k, v, segment_ids)
-    return y.reshape(*y.shape[:2], -1)
-
-
-def cached_attention(
-    q: Float[Array, "B S H C"], k: Float[Array, "B T K C"], v: Float[Array, "B T K C"], start: Int[Array, " B"]
-) -> Float[Array, "B S H*C"]:
-    """Returns attention of S new tokens to a cache of T slots; `start` is the slot of each row's first query.
-
-    A query sees the slots up to its own.
-    """
-    places = start[:, None] + jnp.arange(q.shape[1])
-    visible = jnp.arange(k.shape[1]) <= places[:, :, None]
-    y = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], implementation="xla")
     return y.reshape(*y.shape[:2], -1)
 
 

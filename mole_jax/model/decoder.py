@@ -18,7 +18,8 @@ from mole_jax.adapters.mixture import OWN, Context, Hints, Keep
 from mole_jax.adapters.router import Routing
 from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import DecoderArchitecture
-from mole_jax.model.attention import attention, cached_attention
+from mole_jax.model.attention import attention
+from mole_jax.model.cached_attention import LayerCache, cached_attention
 from mole_jax.model.kernels.saved import PROJECTED, QUERIES_KEYS_VALUES
 from mole_jax.model.layers import Linear, RMSNorm, rematerialised
 from mole_jax.model.rotary import rotate, rotations
@@ -26,19 +27,23 @@ from mole_jax.parallel.region import enter_split, in_region, leave_split
 from mole_jax.parallel.sharding import constrain, partition
 from mole_jax.parameters import Declare, DecoderParam, Parameter, normal
 
-KeysValues = tuple[Array, Array]
-"""Keys and values of one layer's cache, (B, T, K, C) each; of all layers with a layer axis in front."""
+CACHE_AXES = ("layers", "batch", None, "kv_heads")
+"""Named axes of the cache's keys and values."""
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, with all layers stacked."""
+    """Keys and values of the tokens so far, with all layers stacked. Rows come and go: each has its own length."""
 
-    k: Float[Array, "L B T K C"]
-    v: Float[Array, "L B T K C"]
+    k: Float[Array, "L B T K*C"]
+    v: Float[Array, "L B T K*C"]
     length: Int[Array, " B"]
     """Slots in use, per row."""
     memory: Float[Array, "B P"]
     """What the mixture remembers of each row's prompt; P may be 0."""
+
+    def emptied(self, rows: Bool[Array, " B"]) -> Cache:
+        """Returns the cache with these rows free for other prompts; `Decoder.cached` fills them."""
+        return self._replace(length=jnp.where(rows, 0, self.length))
 
 
 class Frame(NamedTuple):
@@ -168,13 +173,13 @@ class DecoderLayer(nnx.Module):
         )
 
     def cached(
-        self, x: Float[Array, "B S D"], frame: Frame, kv: KeysValues
-    ) -> tuple[Float[Array, "B S D"], KeysValues]:
+        self, x: Float[Array, "B S D"], frame: Frame, cache: LayerCache
+    ) -> tuple[Float[Array, "B S D"], LayerCache]:
         """As a call, for tokens that continue a cache; returns the cache with their keys and values in it."""
         assert frame.slots is not None
         q, k, v = self.queries_keys_values(self.before_attention, x, frame, {})
-        kv = _write(kv[0], k, frame.slots), _write(kv[1], v, frame.slots)
-        return self.rest(self.after_attention, x, cached_attention(q, *kv, frame.slots), frame, {})[0], kv
+        cache = cache.write(k, v, frame.slots)
+        return self.rest(self.after_attention, x, cached_attention(q, cache, frame.slots), frame, {})[0], cache
 
     @property
     def before_attention(self) -> Modules:
@@ -288,29 +293,46 @@ class Decoder(nnx.Module):
         return self._scan(x, frame, key, remat, kernel)
 
     def cached(
-        self, x: Float[Array, "B S D"], cache: Cache, lengths: Int[Array, " B"]
+        self, x: Float[Array, "B S D"], cache: Cache, lengths: Int[Array, " B"], *, piece: int | None = None
     ) -> tuple[Float[Array, "B S D"], Cache]:
         """Continues the rows in `cache` by S tokens, of which the first `lengths` of each row are real.
 
-        What is written past a row's length is never seen, and the next call overwrites it.
+        What is written past a row's length is never seen, and the next call overwrites it: rows whose length is 0 stay
+        as they are. With `piece` no more than so many tokens of a row are in work at once, which bounds the memory.
 
         Raises:
             UserError: the routers need what a question does not tell.
         """
-        offsets = jnp.arange(x.shape[1])
-        positions = cache.length[:, None] + offsets
-        real = jnp.broadcast_to(offsets < lengths[:, None], x.shape[:2])
-        context, memory = self.mixture.continued(
-            x, cache.memory, first=cache.length == 0, real=real, shared=self.router
-        )
+        real = jnp.arange(x.shape[1]) < lengths[:, None]
+        # An empty row that gets a token now begins with its prompt.
+        memory = self.mixture.remember(x, cache.memory, first=(cache.length == 0) & (lengths > 0), real=real)
+        cache = cache._replace(memory=memory)
+        pieces = 1 if piece is None else -(-x.shape[1] // piece)
+        if pieces == 1:
+            return self._continue(x, cache, lengths)
+        size = -(-x.shape[1] // pieces)
+        padded = jnp.pad(x, ((0, 0), (0, pieces * size - x.shape[1]), (0, 0)))
+
+        def one(cache: Cache, number: Int[Array, ""]) -> tuple[Cache, Array]:
+            start = number * size
+            part = jax.lax.dynamic_slice_in_dim(padded, start, size, axis=1)
+            hidden, cache = self._continue(part, cache, jnp.clip(lengths - start, 0, size))
+            return cache, hidden
+
+        cache, hidden = jax.lax.scan(one, cache, jnp.arange(pieces))
+        return hidden.swapaxes(0, 1).reshape(padded.shape)[:, : x.shape[1]], cache
+
+    def _continue(self, x: Array, cache: Cache, lengths: Int[Array, " B"]) -> tuple[Array, Cache]:
+        context = self.mixture.continued(x, cache.memory, self.router)
+        positions = cache.length[:, None] + jnp.arange(x.shape[1])
         frame = Frame(rotations(positions, self.arch), None, cache.length, None, context)
         x, kv = self._scan_cached(x, frame, (cache.k, cache.v))
-        return x, Cache(*kv, cache.length + lengths, memory)
+        return x, cache._replace(k=kv[0], v=kv[1], length=cache.length + lengths)
 
     def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
         """Returns a cache without tokens that has room for `slots` tokens a row."""
-        shape = (self.arch.layers, rows, slots, self.arch.kv_heads, self.arch.head_dim)
-        k, v = (constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", None) for _ in range(2))
+        shape = (self.arch.layers, rows, slots, self.arch.kv_heads * self.arch.head_dim)
+        k, v = (constrain(jnp.zeros(shape, dtype), *CACHE_AXES) for _ in range(2))
         length = constrain(jnp.zeros(rows, jnp.int32), "batch")
         return Cache(k, v, length, self.mixture.memory(rows, self.arch.width))
 
@@ -347,29 +369,24 @@ class Decoder(nnx.Module):
         x, use = jax.lax.scan(rematerialised(layer, remat), x, (weights, keys))
         return self.norm(x), use
 
-    def _scan_cached(self, x: Array, frame: Frame, kv: KeysValues) -> tuple[Array, KeysValues]:
-        """Runs all layers and the final norm on tokens that continue a cache; returns it too, layers stacked."""
+    def _scan_cached(self, x: Array, frame: Frame, kv: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        """Runs all layers and the final norm on tokens that continue a cache; returns its keys and values too."""
         graph, weights = nnx.split(self.layers)
-        rows, cache = partition("batch"), partition("batch", None, "kv_heads", None)
+        rows, cache_rows = partition("batch"), partition(*CACHE_AXES)
+        cache_specs: Any = LayerCache(cache_rows, cache_rows, partition())  # pyright: ignore[reportArgumentType]
 
-        def layer(x: Array, inputs: tuple) -> tuple[Array, KeysValues]:
-            weights, kv = inputs
-            return in_regions(
-                lambda modules, x, frame, kv: modules[0].cached(x, frame, kv),
+        def layer(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+            # The cache is carried and written in place; as the scan's input and output it would be there twice.
+            x, kv = carry
+            weights, number = inputs
+            x, cache = in_regions(
+                lambda modules, x, frame, cache: modules[0].cached(x, frame, cache),
                 (nnx.merge(graph, weights),),
-                (constrain(x, "batch"), frame, kv),
-                (rows, Frame.specs(), cache),
-                (rows, cache),
+                (constrain(x, "batch"), frame, LayerCache(kv[0], kv[1], number)),
+                (rows, Frame.specs(), cache_specs),
+                (rows, cache_specs),
             )
+            return (constrain(x, "batch"), (cache.k, cache.v)), None
 
-        x, kv = jax.lax.scan(layer, x, (weights, kv))
+        (x, kv), _ = jax.lax.scan(layer, (x, kv), (weights, jnp.arange(self.arch.layers)))
         return self.norm(x), kv
-
-
-def _write(
-    old: Float[Array, "B T K C"], new: Float[Array, "B S K C"], slots: Int[Array, " B"]
-) -> Float[Array, "B T K C"]:
-    """Writes `new` into each row of the cache from the row's slot on."""
-    return jax.vmap(lambda row, piece, slot: jax.lax.dynamic_update_slice(row, piece, (slot, 0, 0)))(
-        old, new.astype(old.dtype), slots
-    )

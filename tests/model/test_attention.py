@@ -11,7 +11,7 @@ from flax import nnx
 from mole_jax.adapters.build import Adapters
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import PRESETS
-from mole_jax.model.attention import attention, cached_attention
+from mole_jax.model.attention import attention
 from mole_jax.model.decoder import Decoder
 from mole_jax.parameters import Declare, DecoderParam, declared, streams, unflatten
 
@@ -51,13 +51,6 @@ def test_a_token_sees_its_own_segment_up_to_itself():
 def test_without_segments_a_token_sees_the_row_up_to_itself():
     q, k, v = drawn(5, 5)
     same(attention(q, k, v, causal=True), by_definition(q, k, v, lambda _, i: list(range(i + 1))))
-
-
-def test_with_a_cache_rows_start_at_their_own_slots():
-    q, k, v = drawn(3, 9)
-    start = np.array([0, 4])
-    found = cached_attention(q, k, v, start=jnp.asarray(start))
-    same(found, by_definition(q, k, v, lambda row, i: list(range(start[row] + i + 1))))
 
 
 def test_images_see_all_of_themselves():
