@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,11 @@ from flax import nnx
 
 from mole_jax.adapters.build import Adapters
 from mole_jax.config import AdapterConfig
+from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS
-from mole_jax.model.attention import attention
+from mole_jax.model.attention import attention, check
 from mole_jax.model.decoder import Decoder
+from mole_jax.model.kernels import gpu
 from mole_jax.parameters import Declare, DecoderParam, declared, streams, unflatten
 
 ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 8
@@ -56,6 +60,53 @@ def test_without_segments_a_token_sees_the_row_up_to_itself():
 def test_images_see_all_of_themselves():
     q, k, v = drawn(5, 5)
     same(attention(q, k, v, causal=False), by_definition(q, k, v, lambda *_: list(range(5))))
+
+
+@pytest.mark.parametrize("length", [1, 130, 300])
+@pytest.mark.parametrize(("causal", "packed"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("kernel", ["blocks", "splash"])
+def test_kernels_agree_with_the_definition_in_values_and_gradients(kernel, causal, packed, length):
+    """Odd lengths, grouped heads, several blocks; the reference is jax.nn's attention with a mask of S x S."""
+    if kernel == "splash":
+        pytest.importorskip("tokamax", reason="splash attention needs tokamax (extra kernels)")
+    q, k, v = drawn(length, length)
+    dy = jax.random.normal(jax.random.key(1), (ROWS, length, HEADS * WIDTH))
+    bounds = np.array([[0.3, 0.5, 0.9], [0.0, 0.6, 1.0]]) * length
+    segments = jnp.asarray((np.arange(length)[None, :, None] >= bounds[:, None]).sum(axis=-1)) if packed else None
+
+    def with_gradients(kernel):
+        run = functools.partial(attention, causal=causal, segment_ids=segments, kernel=kernel)
+        y, pull = jax.vjp(run, q, k, v)
+        return y, *pull(dy)
+
+    for found, expected in zip(with_gradients(kernel), with_gradients("xla"), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_the_first_key_of_each_token_is_where_its_segment_begins():
+    segments = jnp.asarray([[1, 1, 2, 2, 2, 0], [3, 4, 4, 0, 0, 0]])
+    np.testing.assert_array_equal(gpu.first_keys(segments), [[0, 0, 2, 2, 2, 5], [0, 1, 1, 3, 3, 3]])
+
+
+def test_gpu_kernels_are_told_the_mask_that_the_definition_has():
+    """tokamax turns `k_start` into the mask that its kernels stand for."""
+    base = pytest.importorskip("tokamax._src.ops.attention.base", reason="needs tokamax (extra kernels)")
+    segments = jnp.asarray([[1, 1, 2, 2, 2, 0, 0]])
+    mask = base.Mask(k_start=gpu.first_keys(segments)[:, None], is_causal=True).as_array(7, 7)
+    places = np.arange(7)
+    expected = (places <= places[:, None]) & np.asarray(segments[0][:, None] == segments[0])
+    np.testing.assert_array_equal(mask[0, 0], expected)
+
+
+@pytest.mark.parametrize(("kernel", "kind"), [("splash", "cpu"), ("mosaic", "TPU"), ("triton", "cpu")])
+def test_a_kernel_for_other_devices_is_refused(kernel, kind):
+    with pytest.raises(UserError, match=f"model.attention {kernel} runs on .* not on {kind}"):
+        check(kernel, kind)
+
+
+def test_any_device_takes_what_is_plain_jax():
+    for kernel in ("auto", "xla", "blocks"):
+        check(kernel, "cpu")
 
 
 @pytest.mark.parametrize("kernel", ["xla", "blocks"])
