@@ -19,6 +19,7 @@ from mole_jax.config import Remat
 from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.model.attention import causal_attention
 from mole_jax.model.layers import Linear, RMSNorm, rematerialised
+from mole_jax.model.quantised import layer_specs, product
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.region import enter_split, in_region, leave_split
 from mole_jax.parallel.sharding import constrain, partition
@@ -70,7 +71,7 @@ class AdaptedLinear(nnx.Module):
     def __call__(
         self, x: Float[Array, "B S I"], routing: Routing | None, keep: Bool[Array, "B S I"] | None
     ) -> Float[Array, "B S O"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = product(x, self.kernel)
         return y if self.adapter is None else y + self.adapter(x, routing, keep)
 
 
@@ -272,9 +273,7 @@ class Decoder(nnx.Module):
         """Runs all layers and the final norm; returns also the use of the experts and the cache, layers stacked."""
         graph, state = nnx.split(self.layers)
         weights = jax.tree.map(lambda p: p[...], state, is_leaf=lambda p: isinstance(p, Parameter))
-        specs = jax.tree.map(
-            lambda p: partition(*p.get_metadata("axes")[1:]), state, is_leaf=lambda p: isinstance(p, Parameter)
-        )
+        specs = jax.tree.map(layer_specs, state, is_leaf=lambda p: isinstance(p, Parameter))
         keys = None if key is None else jax.random.split(key, self.arch.layers)
         rows, cache_spec = partition("batch"), partition("batch", None, "kv_heads", None)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mole_jax.config import AdapterConfig, ImageAspect, PromptName
+from mole_jax.config import AdapterConfig, ImageAspect, PromptName, Quantisation
 from mole_jax.config_json import identity_json
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
@@ -33,6 +33,7 @@ class HfSource:
     adapter = AdapterConfig(kind="none")
     seed = 0
     trained = ()
+    quantised = None
     prompt = None
     image_aspect = None
     step = None
@@ -121,6 +122,7 @@ class LayeredSource:
     recorded_hash: str | None
     """Hash of the base that the own arrays belong to. None: they do not say."""
     step: int | None = None
+    quantised: Quantisation | None = None
 
     @functools.cached_property
     def base(self) -> Source:
@@ -175,6 +177,7 @@ class RandomSource:
     seed: int
     adapter = AdapterConfig(kind="none")
     trained = ()
+    quantised = None
     prompt = None
     image_aspect = None
     tokenizer = None
