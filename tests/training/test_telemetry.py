@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -75,6 +74,17 @@ def test_tensorboard_has_the_numbers(tmp_path):
 
 
 def test_remote_file_is_rewritten_whole(monkeypatch):
+    class Upload(io.BytesIO):
+        """An object that appears when its stream is closed."""
+
+        def __init__(self, file):
+            super().__init__()
+            self.file = file
+
+        def close(self):
+            self.file.text, self.file.writes = self.getvalue().decode(), self.file.writes + 1
+            super().close()
+
     class Remote:
         """A file that can only be read and written whole."""
 
@@ -96,12 +106,9 @@ def test_remote_file_is_rewritten_whole(monkeypatch):
         def read_bytes(self):
             return self.text.encode()
 
-        @contextmanager
         def open(self, mode):
             assert mode == "wb"
-            stream = io.BytesIO()
-            yield stream
-            self.text, self.writes = stream.getvalue().decode(), self.writes + 1
+            return Upload(self)
 
     class NoEvents:
         def __init__(self, *_):
