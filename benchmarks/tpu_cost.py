@@ -23,7 +23,8 @@ from mole_jax.model.architecture import LlavaArchitecture, preset
 from mole_jax.parallel.devices import CHIPS, GIB
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
-from mole_jax.planning.compile import Facts, Step, abstract_step, compile_step, device_bytes, facts_of, with_layers
+from mole_jax.parameters import Tree, flatten, unflatten
+from mole_jax.planning.compile import Step, abstract_step, compile_step, device_bytes, facts_of, with_layers
 from mole_jax.planning.predict import DEPTHS, at_depth, kernel_time
 from mole_jax.planning.report import right_aligned
 from mole_jax.planning.topology import devices_of, no_accelerator
@@ -43,8 +44,8 @@ def config_of(adapter: AdapterConfig, rows: int, length: int) -> Config:
     )
 
 
-def decode(step: Step, rows: int, slots: int, topology: str, cache: Path) -> Facts:
-    """Compiles one step of greedy decoding: `rows` sequences, one token each, `slots` places in the cache."""
+def lower_decode(step: Step, rows: int, slots: int) -> jax.stages.Lowered:
+    """Lowers one step of greedy decoding: `rows` sequences, one token each, `slots` places in the cache."""
     everywhere, dtype = replicated(step.mesh), jnp.dtype(jnp.bfloat16)
 
     def next_token(params, frozen, tokens, kv):
@@ -59,11 +60,22 @@ def decode(step: Step, rows: int, slots: int, topology: str, cache: Path) -> Fac
         return nnx.merge(step.spec.graph, params, frozen).decoder.empty_cache(rows, slots, dtype)
 
     with jax.set_mesh(step.mesh):
-        kv = abstract(jax.eval_shape(empty, step.state.params, step.frozen))
+        params = decoding_types(step.state.params)
+        kv = abstract(jax.eval_shape(empty, params, step.frozen))
         tokens = jax.ShapeDtypeStruct((rows, 1), np.int32, sharding=everywhere)
-        run = jax.jit(next_token, donate_argnums=3)
-        lowered = run.lower(step.state.params, step.frozen, tokens, kv)
-    return facts_of(lowered, step.mesh, step.spec.arch.decoder.layers, topology, cache)
+        return jax.jit(next_token, donate_argnums=3).lower(params, step.frozen, tokens, kv)
+
+
+def decoding_types(params: Tree) -> Tree:
+    """Returns trainable weights as the sampler has them: adapters in the type of activations."""
+    return unflatten(
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=leaf.sharding)
+            if "/adapter/" in path
+            else leaf
+            for path, leaf in flatten(params).items()
+        }
+    )
 
 
 def measure(adapter: AdapterConfig, arch: LlavaArchitecture, flags: argparse.Namespace) -> dict[str, float]:
@@ -75,7 +87,10 @@ def measure(adapter: AdapterConfig, arch: LlavaArchitecture, flags: argparse.Nam
     whole = abstract_step(config, arch, mesh)
     held = device_bytes((whole.state.params, whole.frozen))
     kv = 2 * arch.decoder.layers * flags.answers * flags.length * arch.decoder.kv_heads * arch.decoder.head_dim * 2
-    arguments = {"train": held + device_bytes((whole.state.opt_state, whole.batch)), "decode": held + kv}
+    arguments = {
+        "train": held + device_bytes((whole.state.opt_state, whole.batch)),
+        "decode": device_bytes((decoding_types(whole.state.params), whole.frozen)) + kv,
+    }
     for what in flags.what:
         facts = []
         for depth in DEPTHS:
@@ -84,7 +99,8 @@ def measure(adapter: AdapterConfig, arch: LlavaArchitecture, flags: argparse.Nam
                 facts.append(compile_step(config, shallow, mesh, flags.topology, cache))
             else:
                 step = abstract_step(config, shallow, mesh)
-                facts.append(decode(step, flags.answers, flags.length, flags.topology, cache))
+                lowered = lower_decode(step, flags.answers, flags.length)
+                facts.append(facts_of(lowered, mesh, depth, flags.topology, cache))
         deep = at_depth(facts[0], facts[1], arch.decoder.layers)
         # Grouped experts are kernels without an estimate.
         cycles = (deep.cycles or 0) + kernel_time(deep.kernels, chip) * (chip.clock or 0)

@@ -88,3 +88,83 @@ def array_writer(write: Callable[[Any, Any], Awaitable[None]]) -> Any:
             await write(value, await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context))
 
     return Writer(deepcopy_host_arrays=False)
+
+
+def splash_attention(
+    length: int, heads: int, width: int, block: int, causal: bool, saved: str, interpret: bool
+) -> Callable[[Any, Any, Any, Any], Any]:
+    """Returns tokamax's splash attention as ``(q (H, S, C), k (K, S, C), v (K, S, C), segment_ids (S)) -> (H, S, C)``.
+
+    Queries come scaled. Its output and the softmax's logarithm carry the name `saved` (`jax.ad_checkpoint`). The FLOPs
+    that it declares are those of the blocks' products with the causal half taken off; other segments' are in them.
+
+    Private: `tokamax._src.ops.experimental.tpu.splash_attention` (tokamax 0.0.17). The public
+    `tokamax.dot_product_attention` takes no segment ids; jax's own splash kernel declares no FLOPs.
+    """
+    from jax.experimental import pallas as pl
+    from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel as splash
+    from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_mask as masks
+
+    pairs = length * length / 2 if causal else length * length
+    product, array = int(2 * heads * pairs * width), 2 * heads * length * width
+
+    def cost(products: int, arrays: int) -> Any:
+        return pl.CostEstimate(
+            flops=products * product, transcendentals=int(heads * pairs), bytes_accessed=arrays * array
+        )
+
+    config = splash.SplashConfig(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        # Forward: scores and values. Backward: scores again, and the gradients of values, weights, queries and keys.
+        fwd_cost_estimate=cost(2, 4),
+        bwd_cost_estimate=cost(5, 8),
+        residual_checkpoint_name=saved,
+        interpret=interpret,
+    )
+    mask = masks.CausalMask((length, length)) if causal else masks.FullMask((length, length))
+    kernel = splash.make_splash_mha(mask, config=config, q_seq_shards=1)
+    return lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids))
+
+
+def tokamax_attention(kernel: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns the forward and backward pass of one of tokamax's attentions on GPUs: ``triton`` or ``mosaic``.
+
+    ``forward(q, k, v, k_start, causal) -> (y, residuals)`` and
+    ``backward(q, k, v, k_start, causal, y, residuals, dy) -> (dq, dk, dv)`` with q (B, S, H, C), k and v (B, S, K, C)
+    and `k_start` (B, 1, S): the first key that each query sees, or None.
+
+    Private: `tokamax._src.ops.attention` (tokamax 0.0.17). The public `tokamax.dot_product_attention` takes masks of
+    S x S alone, and its residuals cannot be kept by name over rematerialisation.
+    """
+    from absl import flags
+    from tokamax._src.ops.attention import base
+
+    # tokamax asks absl for its settings, which only `absl.app.run` reads.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    if kernel == "triton":
+        from tokamax._src.ops.attention.pallas_triton import PallasTritonFlashAttention as Attention
+    else:
+        from tokamax._src.ops.attention.pallas_mosaic_gpu import PallasMosaicGpuFlashAttention as Attention
+    attention = Attention()
+    gradients = attention.vjp
+    assert gradients is not None
+
+    def mask(k_start: Any, causal: bool) -> Any:
+        return base.Mask(k_start=k_start, is_causal=causal)
+
+    def forward(q: Any, k: Any, v: Any, k_start: Any, causal: bool) -> Any:
+        return attention(q, k, v, mask=mask(k_start, causal), return_residuals=True)
+
+    def backward(q: Any, k: Any, v: Any, k_start: Any, causal: bool, y: Any, residuals: Any, dy: Any) -> Any:
+        bound = attention.bind(q, k, v, mask=mask(k_start, causal))
+        settings = {name: value for name, value in bound.kwargs.items() if name != "return_residuals"}
+        found = gradients(residuals, y, dy, *bound.args, **settings)
+        return found.q, found.k, found.v
+
+    return forward, backward

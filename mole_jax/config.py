@@ -18,7 +18,8 @@ GROUPS: tuple[Group, ...] = typing.get_args(Group)
 """Parameter groups, each of which trains or is frozen as a whole."""
 
 Dtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "most", "attention", "full"]
+AttentionKernel = Literal["auto", "xla", "blocks", "splash", "triton", "mosaic"]
 RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
 Movement = Literal["gather", "all_to_all"]
 PromptName = Literal["v1", "llava_mole", "no_system", "plain"]
@@ -54,7 +55,11 @@ class ModelConfig:
     compute_dtype: Dtype = "bfloat16"
     """Type of activations and matrix products. Router, norms, softmax and loss are float32 regardless."""
     remat: Remat = "full"
-    """What a layer's backward pass recomputes: nothing, all but matrix products, everything."""
+    """What a layer's backward pass computes again. none: nothing. most: all but attention, its queries, keys and
+    values, and the outputs of o, gate and up. attention: all but the first four. full: everything."""
+    attention: AttentionKernel = "auto"
+    """How attention is computed. auto: splash on TPUs, mosaic on Hopper GPUs and triton on others (all three by
+    tokamax), else blocks. blocks: plain JAX, block by block. xla: S x S scores, as defined."""
 
 
 @dataclasses.dataclass(frozen=True)

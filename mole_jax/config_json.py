@@ -77,9 +77,14 @@ def _is_instance(value: Any) -> TypeGuard[DataclassInstance]:
 def from_json(values: Mapping[str, Any], *, where: str = "config.json") -> Config:
     """Returns the config of which `to_json` made `values`. A field that is not there takes its default.
 
+    `model.remat` "dots", which earlier versions wrote, is "most" today: it recomputes about as little.
+
     Raises:
         UserError: an unknown field, a wrong type, or a required field missing; `where` is the file it names.
     """
+    model = values.get("model")
+    if isinstance(model, Mapping) and model.get("remat") == "dots":
+        values = {**values, "model": {**model, "remat": "most"}}
     return dataclass_from_json(values, Config, where=where)
 
 

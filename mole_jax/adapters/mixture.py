@@ -99,23 +99,28 @@ class Mixture:
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         return _with_router(Context(inputs=pooled(x, same & hints.prompt[:, None, :])), shared)
 
-    def continued(
+    def remember(
         self,
         x: Float[Array, "B S D"],
         memory: Float[Array, "B P"],
         *,
         first: Bool[Array, " B"],
         real: Bool[Array, "B S"],
-        shared: Router | None,
-    ) -> tuple[Context, Float[Array, "B P"]]:
-        """Returns what the routers share while decoding, and the memory for the next tokens.
+    ) -> Float[Array, "B P"]:
+        """Returns the memory for decoding these and the next tokens.
 
         Args:
             x: input of the first layer.
             memory: what `memory` or the last call returned.
-            first: rows whose prompt this is.
+            first: rows whose whole prompt this is.
             real: tokens that are not padding.
-            shared: what `shared_router` made.
+        """
+        if self._by != "instance":
+            return memory
+        return jnp.where(first[:, None], pooled(x, real[:, None])[:, 0], memory)
+
+    def continued(self, x: Float[Array, "B S D"], memory: Float[Array, "B P"], shared: Router | None) -> Context:
+        """Returns what the routers share while decoding the tokens `x`; `shared` is what `shared_router` made.
 
         Raises:
             UserError: the experts are routed by domain, which a question does not tell.
@@ -126,9 +131,8 @@ class Mixture:
                 "is a bound for studies (evaluation.generate False)"
             )
         if self._by == "token":
-            return _with_router(OWN, shared), memory
-        prompt = jnp.where(first[:, None], pooled(x, real[:, None])[:, 0], memory)
-        return _with_router(Context(inputs=jnp.broadcast_to(prompt[:, None], x.shape)), shared), prompt
+            return _with_router(OWN, shared)
+        return _with_router(Context(inputs=jnp.broadcast_to(memory[:, None], x.shape)), shared)
 
     def memory(self, rows: int, width: int) -> Float[Array, "B P"]:
         """Returns what is remembered of each row's prompt while decoding, before there is any; P may be 0."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mole_jax.adapters.balance import RouterUse, router_use
@@ -15,28 +16,34 @@ from mole_jax.adapters.build import Adapters
 from mole_jax.adapters.kind import Projection
 from mole_jax.adapters.mixture import OWN, Context, Hints, Keep
 from mole_jax.adapters.router import Routing
-from mole_jax.config import Remat
+from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import DecoderArchitecture
-from mole_jax.model.attention import causal_attention
+from mole_jax.model.attention import attention
+from mole_jax.model.cached_attention import LayerCache, cached_attention
+from mole_jax.model.kernels.saved import PROJECTED, QUERIES_KEYS_VALUES
 from mole_jax.model.layers import Linear, RMSNorm, rematerialised
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.region import enter_split, in_region, leave_split
 from mole_jax.parallel.sharding import constrain, partition
 from mole_jax.parameters import Declare, DecoderParam, Parameter, normal
 
-KeysValues = tuple[Array, Array]
-"""Keys and values of one layer's cache, (B, T, K, C) each; of all layers with a layer axis in front."""
+CACHE_AXES = ("layers", "batch", None, "kv_heads")
+"""Named axes of the cache's keys and values."""
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, with all layers stacked."""
+    """Keys and values of the tokens so far, with all layers stacked. Rows come and go: each has its own length."""
 
-    k: Float[Array, "L B T K C"]
-    v: Float[Array, "L B T K C"]
+    k: Float[Array, "L B T K*C"]
+    v: Float[Array, "L B T K*C"]
     length: Int[Array, " B"]
     """Slots in use, per row."""
     memory: Float[Array, "B P"]
     """What the mixture remembers of each row's prompt; P may be 0."""
+
+    def emptied(self, rows: Bool[Array, " B"]) -> Cache:
+        """Returns the cache with these rows free for other prompts; `Decoder.cached` fills them."""
+        return self._replace(length=jnp.where(rows, 0, self.length))
 
 
 class Frame(NamedTuple):
@@ -75,7 +82,7 @@ class AdaptedLinear(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query self-attention with rotary positions."""
+    """Grouped-query self-attention with rotary positions: what comes before and after the attention itself."""
 
     def __init__(self, declare: Declare, arch: DecoderArchitecture, adapters: Adapters):
         width, inner, kv = arch.width, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
@@ -88,22 +95,6 @@ class Attention(nnx.Module):
     @property
     def projections(self) -> dict[str, AdaptedLinear]:
         return {"q_proj": self.q_proj, "k_proj": self.k_proj, "v_proj": self.v_proj, "o_proj": self.o_proj}
-
-    def __call__(
-        self, x: Float[Array, "B S D"], frame: Frame, kv_cache: KeysValues | None, keep: Keep
-    ) -> tuple[Float[Array, "B S D"], KeysValues | None]:
-        x = enter_split(x)
-        q = self.heads(self.q_proj(x, None, keep.get("q_proj")))
-        k = self.heads(self.k_proj(x, None, keep.get("k_proj")))
-        v = self.heads(self.v_proj(x, None, keep.get("v_proj")))
-        q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
-        if kv_cache is not None:
-            k, v = kv_cache = _write(kv_cache[0], k, frame.slots), _write(kv_cache[1], v, frame.slots)
-        y = causal_attention(q, k, v, segment_ids=frame.segment_ids, start=frame.slots)
-        return leave_split(self.o_proj(y, None, keep.get("o_proj"))), kv_cache
-
-    def heads(self, x: Float[Array, "B S H*C"]) -> Float[Array, "B S H C"]:
-        return x.reshape(*x.shape[:2], -1, self.head_dim)
 
 
 class Mlp(nnx.Module):
@@ -133,6 +124,7 @@ class Mlp(nnx.Module):
         """Returns the SwiGLU of `x`; in a region, this device's part of a sum."""
         gate = self.gate_proj(x, routing, keep.get("gate_proj"))
         up = self.up_proj(x, routing, keep.get("up_proj"))
+        gate, up = checkpoint_name((gate, up), PROJECTED)
         return self.down_proj(jax.nn.silu(gate) * up, routing, keep.get("down_proj"))
 
 
@@ -159,13 +151,87 @@ class DecoderLayer(nnx.Module):
         return drawn
 
     def __call__(
-        self, x: Float[Array, "B S D"], frame: Frame, kv_cache: KeysValues | None, keep: Keep
-    ) -> tuple[Float[Array, "B S D"], RouterUse | None, KeysValues | None]:
-        y, kv_cache = self.attention(self.attention_norm(x), frame, kv_cache, keep)
-        x = x + y
-        y, routing = self.mlp(self.mlp_norm(x), keep, frame.routing)
+        self, x: Float[Array, "B S D"], frame: Frame, keep: Keep, kernel: AttentionKernel
+    ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
+        rows, heads = partition("batch"), partition("batch", None, "heads", None)
+        kv_heads = partition("batch", None, "kv_heads", None)
+        keep_specs = {name: partition("batch", None, PROJECTIONS[name]) for name in keep}
+        q, k, v = in_regions(
+            self.queries_keys_values,
+            self.before_attention,
+            (x, frame, keep),
+            (rows, Frame.specs(), keep_specs),
+            (heads, kv_heads, kv_heads),
+        )
+        y = attention(q, k, v, causal=True, segment_ids=frame.segment_ids, kernel=kernel)
+        return in_regions(
+            self.rest,
+            self.after_attention,
+            (x, y, frame, keep),
+            (rows, partition("batch", None, "heads"), Frame.specs(), keep_specs),
+            (rows, rows),
+        )
+
+    def cached(
+        self, x: Float[Array, "B S D"], frame: Frame, cache: LayerCache
+    ) -> tuple[Float[Array, "B S D"], LayerCache]:
+        """As a call, for tokens that continue a cache; returns the cache with their keys and values in it."""
+        assert frame.slots is not None
+        q, k, v = self.queries_keys_values(self.before_attention, x, frame, {})
+        cache = cache.write(k, v, frame.slots)
+        return self.rest(self.after_attention, x, cached_attention(q, cache, frame.slots), frame, {})[0], cache
+
+    @property
+    def before_attention(self) -> Modules:
+        block = self.attention
+        return self.attention_norm, block.q_proj, block.k_proj, block.v_proj
+
+    @property
+    def after_attention(self) -> Modules:
+        return self.attention.o_proj, self.mlp_norm, self.mlp
+
+    def queries_keys_values(
+        self, modules: Modules, x: Float[Array, "B S D"], frame: Frame, keep: Keep
+    ) -> tuple[Float[Array, "B S H C"], Float[Array, "B S K C"], Float[Array, "B S K C"]]:
+        """Returns rotated queries and keys, and values, of the residual stream `x`."""
+        norm, *projections = modules
+        x = enter_split(norm(x))
+        q, k, v = (
+            project(x, None, keep.get(name)).reshape(*x.shape[:2], -1, self.attention.head_dim)
+            for name, project in zip(("q_proj", "k_proj", "v_proj"), projections, strict=True)
+        )
+        return checkpoint_name((rotate(q, frame.rotation), rotate(k, frame.rotation), v), QUERIES_KEYS_VALUES)
+
+    @staticmethod
+    def rest(
+        modules: Modules, x: Float[Array, "B S D"], y: Float[Array, "B S H*C"], frame: Frame, keep: Keep
+    ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
+        """Returns the residual stream after attention's output `y` and the MLP, and the use of the experts."""
+        o_proj, norm, mlp = modules
+        x = x + leave_split(checkpoint_name(o_proj(y, None, keep.get("o_proj")), PROJECTED))
+        y, routing = mlp(norm(x), keep, frame.routing)
         use = None if routing is None or frame.classes is None else router_use(routing, frame.classes)
-        return x + y, use, kv_cache
+        return x + y, use
+
+
+Modules = tuple[Any, ...]
+
+
+def in_regions(body: Callable, modules: Modules, arguments: tuple, specs: tuple, out_specs: Any) -> Any:
+    """Returns ``body(modules, *arguments)``, run in a region that makes the modules' parameters whole along fsdp."""
+    graph, state = nnx.split(modules)
+
+    def each(read: Callable[[Parameter], Any]) -> Any:
+        return jax.tree.map(read, state, is_leaf=lambda leaf: isinstance(leaf, Parameter))
+
+    return in_region(
+        lambda parameters, *arguments: body(nnx.merge(graph, parameters), *arguments),
+        each(lambda parameter: parameter[...]),
+        each(lambda parameter: partition(*parameter.get_metadata("axes")[-parameter.ndim :])),
+        arguments,
+        specs,
+        out_specs,
+    )
 
 
 PROJECTIONS: Mapping[str, str] = {
@@ -209,6 +275,7 @@ class Decoder(nnx.Module):
         hints: Hints | None = None,
         key: PRNGKeyArray | None = None,
         remat: Remat = "none",
+        kernel: AttentionKernel = "auto",
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
         """Returns the normed hidden states and, with `segments` > 0, the use of the experts in each segment.
 
@@ -223,34 +290,49 @@ class Decoder(nnx.Module):
             classes = jax.nn.one_hot(segment_ids - 1, segments, dtype=jnp.float32)
         context = self.mixture.context(x, segment_ids, hints, self.router)
         frame = Frame(rotations(positions, self.arch), segment_ids, None, classes, context)
-        x, use, _ = self._scan(x, frame, None, key, remat)
-        return x, use
+        return self._scan(x, frame, key, remat, kernel)
 
     def cached(
-        self, x: Float[Array, "B S D"], cache: Cache, lengths: Int[Array, " B"]
+        self, x: Float[Array, "B S D"], cache: Cache, lengths: Int[Array, " B"], *, piece: int | None = None
     ) -> tuple[Float[Array, "B S D"], Cache]:
         """Continues the rows in `cache` by S tokens, of which the first `lengths` of each row are real.
 
-        What is written past a row's length is never seen, and the next call overwrites it.
+        What is written past a row's length is never seen, and the next call overwrites it: rows whose length is 0 stay
+        as they are. With `piece` no more than so many tokens of a row are in work at once, which bounds the memory.
 
         Raises:
             UserError: the routers need what a question does not tell.
         """
-        offsets = jnp.arange(x.shape[1])
-        positions = cache.length[:, None] + offsets
-        real = jnp.broadcast_to(offsets < lengths[:, None], x.shape[:2])
-        context, memory = self.mixture.continued(
-            x, cache.memory, first=cache.length == 0, real=real, shared=self.router
-        )
+        real = jnp.arange(x.shape[1]) < lengths[:, None]
+        # An empty row that gets a token now begins with its prompt.
+        memory = self.mixture.remember(x, cache.memory, first=(cache.length == 0) & (lengths > 0), real=real)
+        cache = cache._replace(memory=memory)
+        pieces = 1 if piece is None else -(-x.shape[1] // piece)
+        if pieces == 1:
+            return self._continue(x, cache, lengths)
+        size = -(-x.shape[1] // pieces)
+        padded = jnp.pad(x, ((0, 0), (0, pieces * size - x.shape[1]), (0, 0)))
+
+        def one(cache: Cache, number: Int[Array, ""]) -> tuple[Cache, Array]:
+            start = number * size
+            part = jax.lax.dynamic_slice_in_dim(padded, start, size, axis=1)
+            hidden, cache = self._continue(part, cache, jnp.clip(lengths - start, 0, size))
+            return cache, hidden
+
+        cache, hidden = jax.lax.scan(one, cache, jnp.arange(pieces))
+        return hidden.swapaxes(0, 1).reshape(padded.shape)[:, : x.shape[1]], cache
+
+    def _continue(self, x: Array, cache: Cache, lengths: Int[Array, " B"]) -> tuple[Array, Cache]:
+        context = self.mixture.continued(x, cache.memory, self.router)
+        positions = cache.length[:, None] + jnp.arange(x.shape[1])
         frame = Frame(rotations(positions, self.arch), None, cache.length, None, context)
-        x, _, layers = self._scan(x, frame, (cache.k, cache.v), None, "none")
-        assert layers is not None
-        return x, Cache(*layers, cache.length + lengths, memory)
+        x, kv = self._scan_cached(x, frame, (cache.k, cache.v))
+        return x, cache._replace(k=kv[0], v=kv[1], length=cache.length + lengths)
 
     def empty_cache(self, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
         """Returns a cache without tokens that has room for `slots` tokens a row."""
-        shape = (self.arch.layers, rows, slots, self.arch.kv_heads, self.arch.head_dim)
-        k, v = (constrain(jnp.zeros(shape, dtype), "layers", "batch", None, "kv_heads", None) for _ in range(2))
+        shape = (self.arch.layers, rows, slots, self.arch.kv_heads * self.arch.head_dim)
+        k, v = (constrain(jnp.zeros(shape, dtype), *CACHE_AXES) for _ in range(2))
         length = constrain(jnp.zeros(rows, jnp.int32), "batch")
         return Cache(k, v, length, self.mixture.memory(rows, self.arch.width))
 
@@ -267,42 +349,44 @@ class Decoder(nnx.Module):
         return constrain(logits, "batch", *(None,) * (x.ndim - 2), "vocab")
 
     def _scan(
-        self, x: Array, frame: Frame, kv: KeysValues | None, key: PRNGKeyArray | None, remat: Remat
-    ) -> tuple[Array, RouterUse | None, KeysValues | None]:
-        """Runs all layers and the final norm; returns also the use of the experts and the cache, layers stacked."""
-        graph, state = nnx.split(self.layers)
-        weights = jax.tree.map(lambda p: p[...], state, is_leaf=lambda p: isinstance(p, Parameter))
-        specs = jax.tree.map(
-            lambda p: partition(*p.get_metadata("axes")[1:]), state, is_leaf=lambda p: isinstance(p, Parameter)
-        )
+        self,
+        x: Array,
+        frame: Frame,
+        key: PRNGKeyArray | None,
+        remat: Remat,
+        kernel: AttentionKernel,
+    ) -> tuple[Array, RouterUse | None]:
+        """Runs all layers and the final norm; returns also the use of the experts, layers stacked."""
+        graph, weights = nnx.split(self.layers)
         keys = None if key is None else jax.random.split(key, self.arch.layers)
-        rows, cache_spec = partition("batch"), partition("batch", None, "kv_heads", None)
 
-        def run(weights: Any, x: Array, frame: Frame, kv: KeysValues | None, keep: Keep):
-            return nnx.merge(graph, weights)(x, frame, kv, keep)
+        def layer(x: Array, inputs: tuple) -> tuple[Array, RouterUse | None]:
+            weights, key = inputs
+            one = nnx.merge(graph, weights)
+            x, use = one(constrain(x, "batch"), frame, one.keep(key, *x.shape[:2]), kernel)
+            return constrain(x, "batch"), use
 
-        def layer(x: Array, inputs: tuple):
-            weights, kv, key = inputs
-            keep = nnx.merge(graph, weights).keep(key, *x.shape[:2])
-            keep_specs = {name: partition("batch", None, PROJECTIONS[name]) for name in keep}
-            x, use, kv = in_region(
-                run,
-                weights,
-                specs,
-                arguments=(constrain(x, "batch"), frame, kv, keep),
-                specs=(rows, Frame.specs(), cache_spec, keep_specs),
-                out_specs=(rows, rows, cache_spec),
+        x, use = jax.lax.scan(rematerialised(layer, remat), x, (weights, keys))
+        return self.norm(x), use
+
+    def _scan_cached(self, x: Array, frame: Frame, kv: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        """Runs all layers and the final norm on tokens that continue a cache; returns its keys and values too."""
+        graph, weights = nnx.split(self.layers)
+        rows, cache_rows = partition("batch"), partition(*CACHE_AXES)
+        cache_specs: Any = LayerCache(cache_rows, cache_rows, partition())  # pyright: ignore[reportArgumentType]
+
+        def layer(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+            # The cache is carried and written in place; as the scan's input and output it would be there twice.
+            x, kv = carry
+            weights, number = inputs
+            x, cache = in_regions(
+                lambda modules, x, frame, cache: modules[0].cached(x, frame, cache),
+                (nnx.merge(graph, weights),),
+                (constrain(x, "batch"), frame, LayerCache(kv[0], kv[1], number)),
+                (rows, Frame.specs(), cache_specs),
+                (rows, cache_specs),
             )
-            return constrain(x, "batch"), (use, kv)
+            return (constrain(x, "batch"), (cache.k, cache.v)), None
 
-        x, (use, kv) = jax.lax.scan(rematerialised(layer, remat), x, (weights, kv, keys))
-        return self.norm(x), use, kv
-
-
-def _write(
-    old: Float[Array, "B T K C"], new: Float[Array, "B S K C"], slots: Int[Array, " B"] | None
-) -> Float[Array, "B T K C"]:
-    """Writes `new` into each row of the cache from the row's slot on."""
-    return jax.vmap(lambda row, piece, slot: jax.lax.dynamic_update_slice(row, piece, (slot, 0, 0)))(
-        old, new.astype(old.dtype), slots
-    )
+        (x, kv), _ = jax.lax.scan(layer, (x, kv), (weights, jnp.arange(self.arch.layers)))
+        return self.norm(x), kv

@@ -10,23 +10,30 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mole_jax.config import Remat
+from mole_jax.model.kernels.saved import ATTENTION, PROJECTED, QUERIES_KEYS_VALUES
 from mole_jax.parallel.region import GATHERED
 from mole_jax.parameters import Declare, normal, ones, zeros
 
+KEPT: dict[Remat, tuple[str, ...]] = {
+    "full": (),
+    "attention": (ATTENTION, QUERIES_KEYS_VALUES),
+    "most": (ATTENTION, QUERIES_KEYS_VALUES, PROJECTED),
+}
+"""Names that a layer keeps for its backward pass."""
+
 
 def rematerialised(layer: Callable, remat: Remat) -> Callable:
-    """Returns the body of a layer scan whose backward pass recomputes nothing, all but matrix products, or everything.
+    """Returns the body of a layer scan whose backward pass recomputes all that `remat` does not keep.
 
     Gathered parameters are always gathered again, because keeping them would undo their being split over devices.
     """
     policies = jax.checkpoint_policies
-    saveable = {
-        "none": policies.save_anything_except_these_names(GATHERED),
-        "dots": policies.dots_with_no_batch_dims_saveable,
-        "full": policies.nothing_saveable,
-    }[remat]
+    if remat == "none":
+        policy = policies.save_anything_except_these_names(GATHERED)
+    else:
+        policy = policies.save_only_these_names(*KEPT[remat])
     # A scan compiles the body once, so common-subexpression elimination cannot undo the rematerialisation.
-    return jax.checkpoint(layer, policy=saveable, prevent_cse=False)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
 class Linear(nnx.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from mole_jax.adapters.balance import RouterUse
 from mole_jax.adapters.build import Adapters
 from mole_jax.adapters.mixture import Hints
-from mole_jax.config import Remat
+from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.decoder import Decoder
 from mole_jax.model.layers import Linear
@@ -60,9 +60,11 @@ class Llava(nnx.Module):
         self.decoder = Decoder(declare, arch.decoder, adapters)
         self.arch = arch
 
-    def image_features(self, pixels: Float[Array, "N H W 3"], remat: Remat = "none") -> Float[Array, "N P D"]:
+    def image_features(
+        self, pixels: Float[Array, "N H W 3"], remat: Remat = "none", kernel: AttentionKernel = "auto"
+    ) -> Float[Array, "N P D"]:
         """Returns each image's `arch.image_span` vectors for the token row, from normalised pixels."""
-        hidden = self.vision(pixels, self.arch.feature_layer, remat)
+        hidden = self.vision(pixels, self.arch.feature_layer, remat, kernel)
         features = self.projector(hidden[:, 1:] if self.arch.feature_select == "patch" else hidden)
         return features if self.image_vectors is None else self.image_vectors(features)
 
@@ -72,6 +74,7 @@ class Llava(nnx.Module):
         images: UInt8[Array, "B M H W 3"] | Float[Array, "B M H W 3"],
         dtype: jnp.dtype,
         remat: Remat = "none",
+        kernel: AttentionKernel = "auto",
     ) -> Float[Array, "B S D"]:
         """Embeds the tokens and puts the features of each row's images, in order, into the row's image positions.
 
@@ -87,7 +90,7 @@ class Llava(nnx.Module):
         def see(images: Array) -> Array:
             flat = images.reshape(rows * slots, *images.shape[2:])
             pixels = normalise(flat, dtype) if flat.dtype == jnp.uint8 else flat.astype(dtype)
-            return self.image_features(pixels, remat).reshape(rows, slots * self.arch.image_span, x.shape[-1])
+            return self.image_features(pixels, remat, kernel).reshape(rows, slots * self.arch.image_span, x.shape[-1])
 
         def skip(images: Array) -> Array:
             return jnp.zeros((rows, slots * self.arch.image_span, x.shape[-1]), dtype)
@@ -109,11 +112,20 @@ class Llava(nnx.Module):
         hints: Hints | None = None,
         key: PRNGKeyArray | None = None,
         remat: Remat = "none",
+        kernel: AttentionKernel = "auto",
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
         """Returns the normed last hidden states and the use of the experts; for the arguments see `Decoder`."""
-        x = self.embed(tokens, images, dtype, remat)
+        x = self.embed(tokens, images, dtype, remat, kernel)
         return self.decoder(
-            x, positions, segment_ids, segments=segments, classes=classes, hints=hints, key=key, remat=remat
+            x,
+            positions,
+            segment_ids,
+            segments=segments,
+            classes=classes,
+            hints=hints,
+            key=key,
+            remat=remat,
+            kernel=kernel,
         )
 
     def __call__(

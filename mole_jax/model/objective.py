@@ -75,6 +75,7 @@ class Forward:
             hints=hints(batch),
             key=key,
             remat=config.model.remat,
+            kernel=config.model.attention,
         )
         mask = batch["loss_mask"].astype(jnp.float32)
         losses, likeliest = token_losses(model.decoder, hidden, batch["targets"])

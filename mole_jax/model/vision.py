@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
-from mole_jax.config import Remat
+from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import VisionArchitecture
 from mole_jax.model.attention import attention
 from mole_jax.model.layers import LayerNorm, Linear, rematerialised
@@ -35,8 +35,8 @@ class VisionLayer(nnx.Module):
         self.norm2 = LayerNorm(declare, width, arch.norm_eps)
         self.mlp = VisionMlp(declare, width, mlp, arch.activation)
 
-    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
-        x = x + self.attention(self.norm1(x))
+    def __call__(self, x: Float[Array, "N T D"], kernel: AttentionKernel) -> Float[Array, "N T D"]:
+        x = x + self.attention(self.norm1(x), kernel)
         return x + self.mlp(self.norm2(x))
 
 
@@ -49,11 +49,11 @@ class VisionAttention(nnx.Module):
         self.o_proj = Linear(declare, width, width, ("heads", "embed"), bias=True)
         self.heads = arch.heads
 
-    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+    def __call__(self, x: Float[Array, "N T D"], kernel: AttentionKernel) -> Float[Array, "N T D"]:
         q, k, v = (
             project(x).reshape(*x.shape[:2], self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.o_proj(attention(q, k, v))
+        return self.o_proj(attention(q, k, v, causal=False, kernel=kernel))
 
 
 class VisionMlp(nnx.Module):
@@ -86,7 +86,11 @@ class VisionTower(nnx.Module):
         self.arch = arch
 
     def __call__(
-        self, pixels: Float[Array, "N H W 3"], feature_layer: int, remat: Remat = "none"
+        self,
+        pixels: Float[Array, "N H W 3"],
+        feature_layer: int,
+        remat: Remat = "none",
+        kernel: AttentionKernel = "auto",
     ) -> Float[Array, "N P+1 D"]:
         """Returns one hidden state, class token first; 0 is the embeddings, -1 the last layer (as in transformers)."""
         # Without this the partitioner would keep the weights split and sum activations of all images over fsdp.
@@ -98,7 +102,7 @@ class VisionTower(nnx.Module):
 
         def layer(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
             whole = jax.tree.map(lambda leaf, names: gather_layer(leaf, *names), weights, axes)
-            return constrain(nnx.merge(graph, whole)(x), "batch"), None
+            return constrain(nnx.merge(graph, whole)(x, kernel), "batch"), None
 
         return jax.lax.scan(rematerialised(layer, remat), x, needed)[0]
 

@@ -66,3 +66,12 @@ def kind_in_force() -> str:
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device if not mesh.empty else jax.devices()[0]
     return device.device_kind.split()[0] if device is not None else ""
+
+
+def on_hopper() -> bool:
+    """Returns whether the GPUs of this process are H100s, H200s or others of NVIDIA's compute capability 9.0.
+
+    False for devices that are only compiled for.
+    """
+    device = jax.devices()[0]
+    return device.platform == "gpu" and getattr(device, "compute_capability", "") == "9.0"

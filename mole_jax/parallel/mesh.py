@@ -81,7 +81,7 @@ def nearest_divisor(number: int, wanted: int) -> int:
     return max(n for n in range(1, min(number, wanted) + 1) if number % n == 0)
 
 
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
+def batch_shards(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Returns into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 

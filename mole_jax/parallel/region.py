@@ -56,6 +56,15 @@ def gather_layer(x: jax.Array, *axes: str | None) -> jax.Array:
     return checkpoint_name(jax.lax.with_sharding_constraint(x, spec), GATHERED)
 
 
+def on_each_device(body: Callable, specs: tuple, out_specs: Specs) -> Callable:
+    """Returns `body` so that every device runs it on its part of the arguments. Parts must need nothing of others.
+
+    For kernels (Pallas), which do not tell along which mesh axes their results vary. Inside of a region `body` is
+    returned as it is: the arguments are parts already.
+    """
+    return body if _inside() else jax.shard_map(body, in_specs=specs, out_specs=out_specs, check_vma=False)
+
+
 def enter_split(x: jax.Array) -> jax.Array:
     """Marks an array that all devices of the tensor axis hold as the input of matrices cut along their output.
 

@@ -12,11 +12,18 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int
 
-from mole_jax.model.decoder import Cache
+from mole_jax.model.decoder import CACHE_AXES, Cache
 from mole_jax.model.llava import Llava
+from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import batch_sharding, partition, replicated
 from mole_jax.parameters import Tree
 from mole_jax.serving.draw import Settings, next_token
+
+PREFILL_TOKENS = 2048
+"""Tokens of prompts that a device reads at once: enough to keep it busy.
+
+A 7B's scores over 4,096 places take 1 GiB then; without a bound they would grow with rows x length.
+"""
 
 
 class State(NamedTuple):
@@ -46,7 +53,7 @@ class Programs(NamedTuple):
 def programs(mesh: Mesh) -> Programs:
     """Returns the programs on a mesh. The tokens come out whole on every device, so that any process can read them."""
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    kv = NamedSharding(mesh, partition("layers", "batch", None, "kv_heads", None))
+    kv = NamedSharding(mesh, partition(*CACHE_AXES))
     out = State(Cache(kv, kv, rows, rows), rows, whole, whole, whole)  # pyright: ignore[reportArgumentType]
     static = ("graph", "dtype", "eos_ids")
     return Programs(
@@ -70,7 +77,8 @@ def _prefill(
     # The images of all rows come in one list without gaps, so the rows are read as one for putting them in.
     x = model.embed(tokens.reshape(1, -1), images[None], dtype).reshape(rows, width, -1)
     cache = model.decoder.empty_cache(rows, width + capacity, dtype)
-    hidden, cache = model.decoder.cached(x, cache, lengths)
+    piece = max(1, PREFILL_TOKENS * batch_shards(jax.sharding.get_abstract_mesh()) // rows)
+    hidden, cache = model.decoder.cached(x, cache, lengths, piece=piece)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     logits = model.decoder.logits(last)
     # Image positions hold no text: their id is no token that the answer could repeat.

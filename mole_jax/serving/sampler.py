@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from mole_jax.config import DecodingConfig
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import batch_sharding, replicated
-from mole_jax.parameters import AdapterParam, Tree, declared, unflatten
+from mole_jax.parameters import AdapterParam, DecoderParam, Tree, declared, unflatten
 from mole_jax.prompts import PromptPreset
 from mole_jax.serving.decode import programs
 from mole_jax.serving.draw import Settings
@@ -82,11 +82,11 @@ class Sampler:
                 yield from ((start + row, piece) for row, piece in enumerate(pieces) if piece)
 
     def weights(self, params: Tree, frozen: Tree) -> Tree:
-        """Returns all arrays, adapters in the type of the activations, so that no step has to cast them again."""
+        """Returns all arrays, decoder and adapters in the type of the activations, so that no step casts them again."""
         parameters = declared(nnx.merge(self.graph, params, frozen))
         return unflatten(
             {
-                path: one[...].astype(self.dtype) if isinstance(one, AdapterParam) else one[...]
+                path: one[...].astype(self.dtype) if isinstance(one, AdapterParam | DecoderParam) else one[...]
                 for path, one in parameters.items()
             }
         )

@@ -38,17 +38,23 @@ def step_flops(
 def recomputed_flops(config: Config, arch: LlavaArchitecture, declarations: Mapping[str, Parameter]) -> float:
     """Returns the FLOPs of a step's forward pass that `model.remat` makes the backward pass do again.
 
-    With these `step_flops` is what the hardware does: HFU where `step_flops` alone gives MFU. The decoder's layers
-    are recomputed, their attention too under "dots", and the logits always; the frozen vision tower has no backward
-    pass.
+    With these `step_flops` is what the hardware does: HFU where `step_flops` alone gives MFU. The logits are always
+    computed again, and of the decoder's layers what `model.layers.KEPT` does not name; low-rank products under "most"
+    are left out, and the frozen vision tower has no backward pass.
     """
     tokens = config.train.batch_rows * config.data.sequence_length
     total = 2.0 * arch.decoder.vocab * arch.decoder.width * tokens
-    if config.model.remat != "none":
-        total += _attention(config, arch)
-    if config.model.remat == "full":
-        layers = [p for path, p in declarations.items() if path.startswith("decoder/layers/") and is_matrix(path)]
+    remat = config.model.remat
+    if remat in ("full", "attention"):
+        kept = ("/q_proj/", "/k_proj/", "/v_proj/") if remat == "attention" else ()
+        layers = [
+            parameter
+            for path, parameter in declarations.items()
+            if path.startswith("decoder/layers/") and is_matrix(path) and not any(name in path for name in kept)
+        ]
         total += sum(2.0 * math.prod(parameter.shape) * tokens for parameter in layers)
+    if remat == "full":
+        total += _attention(config, arch)
     return total
 
 

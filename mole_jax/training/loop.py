@@ -23,6 +23,7 @@ from mole_jax.evaluation import report
 from mole_jax.evaluation.runner import Evaluator, result_file
 from mole_jax.evaluation.tables import EVALUATION
 from mole_jax.files import read_json, write_json
+from mole_jax.model import attention
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
@@ -174,6 +175,7 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
         f"{run.total_steps} steps of {config.train.batch_rows} rows x {config.data.sequence_length} tokens; "
         f"{'from step ' + str(start) if start else 'a new run'} in {run.workdir}"
     )
+    progress.say(f"attention: {attention.described(config.model.attention, run.spec.arch.decoder.head_dim)}")
     sharing, tensor = run.mesh.shape["expert"], run.mesh.shape["tensor"]
     if sharing > 1:
         tokens = config.train.batch_rows * config.data.sequence_length

@@ -17,6 +17,7 @@ from mole_jax.data.load import check_room
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
 from mole_jax.files import made, read_json, write_json
+from mole_jax.model import attention
 from mole_jax.model.objective import Forward
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
@@ -46,6 +47,7 @@ CHANGEABLE = (
     "train.log_every",
     "train.max_bad_steps",
     "model.remat",
+    "model.attention",
 )
 """Config fields that may differ when a run is resumed: they change how it runs, not what it computes."""
 
@@ -82,7 +84,9 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     """
     hosts.agree("config", _dotted(config_json.to_json(config)) | {"version of jax": jax.__version__})
     # Before the base, which may be a long download away.
-    check_rows(config.train.batch_rows, config.train.accumulation, make_mesh(config.mesh))
+    mesh = make_mesh(config.mesh)
+    check_rows(config.train.batch_rows, config.train.accumulation, mesh)
+    attention.check(config.model.attention, mesh.devices.flat[0].device_kind.split()[0])
     unchecked = [hosts.first("workdir", lambda: check_same_run(workdir, config))]
     opened = open_model(config)
     source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec

@@ -112,7 +112,7 @@ def test_remat_changes_no_value(image):
     state = nnx.state(adapted)
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     plain = gradient(state, "none")
-    for remat in ("dots", "full"):
+    for remat in ("most", "attention", "full"):
         again = gradient(state, remat)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
 

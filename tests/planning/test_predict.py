@@ -129,7 +129,8 @@ def test_recomputed_work_of_the_7b_decoder():
     attention = 32 * 4 * 4096 * 2048 * 2048 / 2
     for remat, expected in (
         ("none", 2 * 2048 * head),
-        ("dots", 2 * 2048 * head + attention),
+        ("most", 2 * 2048 * head),
+        ("attention", 2 * 2048 * (head + layers - 32 * 3 * 4096**2)),
         ("full", 2 * 2048 * (head + layers) + attention),
     ):
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))

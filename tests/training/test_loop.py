@@ -126,7 +126,7 @@ def test_projector_pretraining_is_a_base_for_lora(data, tmp_path):
             evaluation=NO_EVALUATION,
         ),
         model=ModelConfig(
-            base=str(tmp_path / "projector"), frozen_dtype="bfloat16", compute_dtype="bfloat16", remat="dots"
+            base=str(tmp_path / "projector"), frozen_dtype="bfloat16", compute_dtype="bfloat16", remat="most"
         ),
     )
     train(second, absolute(str(tmp_path / "lora")))
