@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import multiprocessing
 import os
 import re
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +20,6 @@ from mole_jax.errors import UserError
 
 # Elements read ahead: enough to hide the reading, few enough to stay small (0.3 MB each at 336 px).
 READ_AHEAD = 32
-PARENT_SECONDS = 1.0
-"""Between two looks of a worker at whether its parent lives."""
 
 
 @dataclasses.dataclass
@@ -226,11 +224,11 @@ def _next(iterator: grain.DatasetIterator) -> dict[str, Any]:
 def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     mark_flags_parsed()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True, name="parent").start()
+    threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
 
 
-def _end_with(parent: int) -> None:
-    """Ends this worker soon after its parent was killed; with its last worker gone, the shared memory is freed too."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_SECONDS)
-    os._exit(1)
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is killed; with its last worker gone, the shared memory is freed too."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()  # returns at once where it was killed before this worker came here
+        os._exit(1)

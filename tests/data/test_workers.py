@@ -65,6 +65,38 @@ def test_workers_end_when_their_parent_is_killed_and_leave_no_shared_memory(tmp_
     assert not left
 
 
+LATE = """
+import multiprocessing, os, signal, sys, time
+from mole_jax.data import stream
+
+def late():
+    while os.getppid() == int(sys.argv[-1]):
+        time.sleep(0.01)
+    stream._start_worker(0, 1)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    sys.argv.append(str(os.getpid()))
+    worker = multiprocessing.get_context("spawn").Process(target=late)
+    worker.start()
+    print(worker.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_whose_parent_was_killed_before_it_was_up_ends_too(tmp_path):
+    (tmp_path / "parent.py").write_text(LATE)
+    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT)}
+    parent = subprocess.run([sys.executable, str(tmp_path / "parent.py")], env=environment, stdout=subprocess.PIPE)
+    assert parent.returncode == -signal.SIGKILL
+    worker, end = int(parent.stdout), time.monotonic() + 30
+    while (alive := psutil.pid_exists(worker)) and time.monotonic() < end:
+        time.sleep(0.1)
+    if alive:
+        os.kill(worker, signal.SIGKILL)
+    assert not alive
+
+
 def test_a_killed_worker_is_one_line_and_status_2(tmp_path):
     parent, workers = _started(tmp_path)
     workers[0].send_signal(signal.SIGKILL)
