@@ -7,11 +7,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from mole_jax.adapters import expert_sharding, grouping, lora
 from mole_jax.adapters.kind import Kind, Projection
-from mole_jax.adapters.lora import Dropout, LoRA, joined, low_rank_pair
+from mole_jax.adapters.lora import LoRA, joined, low_rank_pair
 from mole_jax.adapters.router import Routing
 from mole_jax.config import MLP_TARGETS, AdapterConfig, Movement, RouterGradient
 from mole_jax.parallel import region
@@ -19,7 +19,7 @@ from mole_jax.parameters import Declare
 
 
 class Experts(nnx.Module):
-    """E LoRAs of rank R with one pair of matrices: ``delta(x) = scale * (gates . (dropout(x) A)) B``.
+    """E LoRAs of rank R with one pair of matrices: ``delta(x) = scale * (gates . (x A)) B``.
 
     Columns ``e*R:(e+1)*R`` of A (D_in, E*R) and the same rows of B (E*R, D_out) are expert e. Zeroing the rank-space
     blocks of the experts that are not chosen gives the exact top-1 mixture with static shapes and no dropped token;
@@ -35,7 +35,6 @@ class Experts(nnx.Module):
         experts: int,
         rank: int,
         scale: float,
-        dropout: float,
         gradient: RouterGradient = "straight_through",
         movement: Literal["auto", Movement] = "auto",
         shared_rank: int = 0,
@@ -43,21 +42,13 @@ class Experts(nnx.Module):
         """`rank` is that of one expert; `gradient`, `movement` and `shared_rank` are those of `AdapterConfig`."""
         self.a, self.b = low_rank_pair(declare, projection, experts * rank, "expert")
         self.scale = scale
-        self.dropout = Dropout(dropout)
         self.gradient = gradient
         self.movement: Literal["auto", Movement] = movement
-        self.shared = LoRA(declare, projection, rank=shared_rank, scale=scale, dropout=dropout) if shared_rank else None
+        self.shared = LoRA(declare, projection, rank=shared_rank, scale=scale) if shared_rank else None
 
-    def keep(self, key: PRNGKeyArray | None, rows: int, length: int) -> Bool[Array, "B S I"] | None:
-        """See `Adapter`; the shared expert uses the same mask."""
-        return self.dropout.keep(key, (rows, length, self.a.shape[-2]))
-
-    def __call__(
-        self, x: Float[Array, "B S I"], routing: Routing | None, keep: Bool[Array, "B S I"] | None = None
-    ) -> Float[Array, "B S O"]:
+    def __call__(self, x: Float[Array, "B S I"], routing: Routing | None) -> Float[Array, "B S O"]:
         """Returns the gated sum of the experts' deltas, plus the shared expert's, in the type of `x`."""
         assert routing is not None, "experts stand in MLPs, which are routed"
-        x = self.dropout(x, keep)
         routed = self.routed(x, routing)
         return routed if self.shared is None else routed + self.shared(x)
 
@@ -96,12 +87,12 @@ class Experts(nnx.Module):
             x,
             a.astype(x.dtype),
             b.astype(x.dtype),
-            gates=gates,
+            gates=gates * self.scale,
             choice=routing.choice,
             sizes=routing.groups.sizes,
             all_gates=self.gradient == "straight_through",
         )
-        return delta * self.scale
+        return delta
 
     def masked(
         self, x: Float[Array, "B S I"], a: Float[Array, "I e*R"], b: Float[Array, "e*R O"], gates: Float[Array, "B S e"]
@@ -111,7 +102,7 @@ class Experts(nnx.Module):
         # A product with ones, for a reshape to (e, R) makes a TPU change layouts: 3 % of a whole step (docs/pods.md).
         blocks = jnp.repeat(jnp.eye(gates.shape[-1], dtype=x.dtype), h.shape[-1] // gates.shape[-1], axis=1)
         spread = jnp.matmul(gates.reshape(*h.shape[:-1], -1), blocks, precision=jax.lax.Precision.HIGHEST)
-        return (((h * spread) @ b.astype(x.dtype)) * self.scale).reshape(*x.shape[:-1], -1)
+        return ((h * (spread * self.scale)) @ b.astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 
 def make(config: AdapterConfig, declare: Declare, projection: Projection) -> LoRA | Experts:
@@ -124,7 +115,6 @@ def make(config: AdapterConfig, declare: Declare, projection: Projection) -> LoR
         experts=config.experts,
         rank=config.rank,
         scale=config.alpha / config.rank,
-        dropout=config.dropout,
         gradient=config.router_gradient,
         movement=config.expert_sharding,
         shared_rank=config.shared_rank,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from mole_jax.adapters.router import Routing
 from mole_jax.config import AdapterConfig
@@ -27,14 +27,11 @@ class Projection(NamedTuple):
 class Adapter(Protocol):
     """The module beside one projection."""
 
-    def keep(self, key: PRNGKeyArray | None, rows: int, length: int) -> Bool[Array, "B S I"] | None:
-        """Draws which input elements dropout keeps; None keeps all, as does a missing key."""
-        ...
+    def __call__(self, x: Float[Array, "B S I"], routing: Routing | None) -> Float[Array, "B S O"]:
+        """Returns what is added to the projection's output.
 
-    def __call__(
-        self, x: Float[Array, "B S I"], routing: Routing | None, keep: Bool[Array, "B S I"] | None
-    ) -> Float[Array, "B S O"]:
-        """Returns what is added to the projection's output. `routing` is None in attention and without routers."""
+        `x` is the projection's input after dropout. `routing` is None in attention and without routers.
+        """
         ...
 
 

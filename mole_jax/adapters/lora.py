@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from mole_jax.adapters.kind import Kind, Projection
 from mole_jax.adapters.router import Routing
 from mole_jax.adapters.tuning import one_token_axis_pays
 from mole_jax.config import AdapterConfig
 from mole_jax.parameters import AdapterParam, Declare, Parameter, kaiming_uniform, zeros
-
-
-@dataclasses.dataclass(frozen=True)
-class Dropout:
-    """Dropout whose mask is drawn beforehand, so that it can be drawn for a whole batch outside of a region."""
-
-    rate: float
-
-    def keep(self, key: PRNGKeyArray | None, shape: tuple[int, ...]) -> Bool[Array, ...] | None:
-        """Draws which elements are kept; None, for all of them, without a key or with rate 0."""
-        if key is None or self.rate == 0:
-            return None
-        # 16 bits an element are half the work of `bernoulli`'s 32; the rate is right to 8e-6.
-        return jax.random.bits(key, shape, jnp.uint16) >= round(self.rate * 2**16)
-
-    def __call__(self, x: Float[Array, "B S I"], keep: Bool[Array, "B S I"] | None) -> Float[Array, "B S I"]:
-        """Zeroes what is not kept and rescales the rest; returns `x` itself without a mask."""
-        return x if keep is None else jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
 
 def low_rank_pair(
@@ -48,24 +26,16 @@ def low_rank_pair(
 
 
 class LoRA(nnx.Module):
-    """``delta(x) = scale * dropout(x) A B`` with A (D_in, R) and B (R, D_out)."""
+    """``delta(x) = scale * x A B`` with A (D_in, R) and B (R, D_out)."""
 
-    def __init__(self, declare: Declare, projection: Projection, *, rank: int, scale: float, dropout: float):
+    def __init__(self, declare: Declare, projection: Projection, *, rank: int, scale: float):
         self.a, self.b = low_rank_pair(declare, projection, rank)
         self.scale = scale
-        self.dropout = Dropout(dropout)
 
-    def keep(self, key: PRNGKeyArray | None, rows: int, length: int) -> Bool[Array, "B S I"] | None:
-        """See `Adapter`."""
-        return self.dropout.keep(key, (rows, length, self.a.shape[-2]))
-
-    def __call__(
-        self, x: Float[Array, "B S I"], routing: Routing | None = None, keep: Bool[Array, "B S I"] | None = None
-    ) -> Float[Array, "B S O"]:
+    def __call__(self, x: Float[Array, "B S I"], routing: Routing | None = None) -> Float[Array, "B S O"]:
         """Returns the delta in the type of `x`; every token uses it, whatever `routing` says."""
-        x = self.dropout(x, keep)
-        delta = (joined(x) @ self.a[...].astype(x.dtype) @ self.b[...].astype(x.dtype)) * self.scale
-        return delta.reshape(*x.shape[:-1], -1)
+        h = (joined(x) @ self.a[...].astype(x.dtype)) * self.scale
+        return (h @ self.b[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 
 def joined(x: Float[Array, "B S I"]) -> Float[Array, "*T I"]:
@@ -75,7 +45,7 @@ def joined(x: Float[Array, "B S I"]) -> Float[Array, "*T I"]:
 
 def make(config: AdapterConfig, declare: Declare, projection: Projection) -> LoRA:
     """Makes a LoRA of the config's rank: A and B scaled by alpha / rank."""
-    return LoRA(declare, projection, rank=config.rank, scale=config.alpha / config.rank, dropout=config.dropout)
+    return LoRA(declare, projection, rank=config.rank, scale=config.alpha / config.rank)
 
 
 KIND = Kind(make)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mole_jax.adapters.dropout import Draw
 from mole_jax.adapters.grouping import group, sort_tokens, unsort_tokens
 from mole_jax.adapters.router import Router, Routing, route, router_logits
 from mole_jax.adapters.tuning import sorting_pays
@@ -23,9 +24,6 @@ from mole_jax.errors import UserError
 from mole_jax.parallel.region import enter_split
 from mole_jax.parallel.sharding import constrain, partition
 from mole_jax.parameters import Declare
-
-Keep = dict[str, Bool[Array, "B S I"] | None]
-"""Which input elements dropout keeps, by the name of the projection."""
 
 
 class Hints(NamedTuple):
@@ -155,10 +153,10 @@ class Mixture:
 
     def apply(
         self,
-        project: Callable[[Array, Routing | None, Keep], Array],
+        project: Callable[[Array, Routing | None, Draw | None], Array],
         x: Float[Array, "B S D"],
         routing: Routing | None,
-        keep: Keep,
+        drawn: Draw | None,
     ) -> Float[Array, "B S D"]:
         """Runs `project`, all projections of an MLP, under `routing`; in a region `x` has been through `enter_split`.
 
@@ -166,14 +164,15 @@ class Mixture:
         about the order of the tokens.
         """
         if routing is None:
-            return project(x, None, keep)
+            return project(x, None, drawn)
         routing = routing._replace(gates=enter_split(routing.gates))
         if not self._sorts(x.shape[0] * x.shape[1]):
-            return project(x, routing, keep)
+            return project(x, routing, drawn)
         groups = group(routing.choice)
         gates, probs, choice = (sort_tokens(one, groups) for one in (routing.gates, routing.probs, routing.choice))
-        kept = {name: mask if mask is None else sort_tokens(mask, groups) for name, mask in keep.items()}
-        y = project(sort_tokens(x, groups), Routing(gates, probs, choice, groups), kept)
+        if drawn is not None:
+            drawn = drawn._replace(tokens=sort_tokens(drawn.tokens[..., None], groups)[..., 0])
+        y = project(sort_tokens(x, groups), Routing(gates, probs, choice, groups), drawn)
         return unsort_tokens(y, groups, x.shape[:2])
 
     def _sorts(self, tokens: int) -> bool:

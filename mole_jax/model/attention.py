@@ -26,9 +26,9 @@ WIDTHS = (64, 128, 256)
 
 
 def attention(
-    q: Float[Array, "B S H C"],
-    k: Float[Array, "B S K C"],
-    v: Float[Array, "B S K C"],
+    q: Float[Array, "B H S C"],
+    k: Float[Array, "B K S C"],
+    v: Float[Array, "B K S C"],
     *,
     causal: bool,
     segment_ids: Int[Array, "B S"] | None = None,
@@ -52,11 +52,16 @@ def attention(
         name, one_device = "xla", True
     run = functools.partial(_KERNELS[name], causal=causal)
     if not one_device:
-        heads, kv_heads = partition("batch", None, "heads", None), partition("batch", None, "kv_heads", None)
+        heads, kv_heads = partition("batch", "heads", None, None), partition("batch", "kv_heads", None, None)
         ids = None if segment_ids is None else partition("batch")
         run = on_each_device(run, (heads, kv_heads, kv_heads, ids), heads)
     y = run(q, k, v, segment_ids)
-    return y.reshape(*y.shape[:2], -1)
+    return y.swapaxes(1, 2).reshape(len(y), y.shape[2], -1)
+
+
+def by_head(x: Float[Array, "B S H*C"], width: int) -> Float[Array, "B H S C"]:
+    """Cuts a projection's output into heads of a width, in the order that kernels want them in."""
+    return x.reshape(*x.shape[:2], -1, width).swapaxes(1, 2)
 
 
 def chosen(kernel: AttentionKernel, width: int) -> str:

@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mole_jax.adapters.balance import RouterUse, router_use
 from mole_jax.adapters.build import Adapters
+from mole_jax.adapters.dropout import Draw, draw, dropout
 from mole_jax.adapters.kind import Projection
-from mole_jax.adapters.mixture import OWN, Context, Hints, Keep
+from mole_jax.adapters.mixture import OWN, Context, Hints
 from mole_jax.adapters.router import Routing
 from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import DecoderArchitecture
-from mole_jax.model.attention import attention
+from mole_jax.model.attention import attention, by_head
 from mole_jax.model.cached_attention import LayerCache, cached_attention
 from mole_jax.model.kernels.saved import PROJECTED, QUERIES_KEYS_VALUES
 from mole_jax.model.layers import Linear, RMSNorm, rematerialised
@@ -49,7 +51,7 @@ class Cache(NamedTuple):
 class Frame(NamedTuple):
     """What every layer of one forward pass shares."""
 
-    rotation: Float[Array, "2 B S 1 C/2"]
+    rotation: Float[Array, "2 B 1 S C/2"]
     segment_ids: Int[Array, "B S"] | None
     """A token sees only its own segment; None: the whole row."""
     slots: Int[Array, " B"] | None
@@ -75,10 +77,11 @@ class AdaptedLinear(nnx.Module):
         self.adapter = adapters.projection(declare, projection)
 
     def __call__(
-        self, x: Float[Array, "B S I"], routing: Routing | None, keep: Bool[Array, "B S I"] | None
+        self, x: Float[Array, "B S I"], dropped: Float[Array, "B S I"], routing: Routing | None = None
     ) -> Float[Array, "B S O"]:
+        """`dropped` is the input after dropout, which only the adapter sees."""
         y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.adapter is None else y + self.adapter(x, routing, keep)
+        return y if self.adapter is None else y + self.adapter(dropped, routing)
 
 
 class Attention(nnx.Module):
@@ -92,40 +95,34 @@ class Attention(nnx.Module):
         self.o_proj = AdaptedLinear(declare, adapters, Projection("o_proj", inner, width, ("heads", "embed")))
         self.head_dim = arch.head_dim
 
-    @property
-    def projections(self) -> dict[str, AdaptedLinear]:
-        return {"q_proj": self.q_proj, "k_proj": self.k_proj, "v_proj": self.v_proj, "o_proj": self.o_proj}
-
 
 class Mlp(nnx.Module):
     """SwiGLU. A router, if there is one, sees the block's input, and its choice serves all three projections."""
 
     def __init__(self, declare: Declare, arch: DecoderArchitecture, adapters: Adapters):
         width, mlp = arch.width, arch.mlp_width
+        self.dropout = adapters.config.dropout
         self.mixture = adapters.mixture
         self.router = self.mixture.layer_router(declare, width)
         self.gate_proj = AdaptedLinear(declare, adapters, Projection("gate_proj", width, mlp, ("embed", "mlp")))
         self.up_proj = AdaptedLinear(declare, adapters, Projection("up_proj", width, mlp, ("embed", "mlp")))
         self.down_proj = AdaptedLinear(declare, adapters, Projection("down_proj", mlp, width, ("mlp", "embed")))
 
-    @property
-    def projections(self) -> dict[str, AdaptedLinear]:
-        return {"gate_proj": self.gate_proj, "up_proj": self.up_proj, "down_proj": self.down_proj}
-
     def __call__(
-        self, x: Float[Array, "B S D"], keep: Keep, context: Context = OWN
+        self, x: Float[Array, "B S D"], drawn: Draw | None = None, context: Context = OWN
     ) -> tuple[Float[Array, "B S D"], Routing | None]:
         """Returns the block's output and the choice of experts; `context` is what all layers share of it."""
         routing = self.mixture.route(self.router, x, context)
-        y = self.mixture.apply(self.project, enter_split(x), routing, keep)
+        y = self.mixture.apply(self.project, enter_split(x), routing, drawn)
         return leave_split(y), routing
 
-    def project(self, x: Float[Array, "B S D"], routing: Routing | None, keep: Keep) -> Float[Array, "B S D"]:
+    def project(self, x: Float[Array, "B S D"], routing: Routing | None, drawn: Draw | None) -> Float[Array, "B S D"]:
         """Returns the SwiGLU of `x`; in a region, this device's part of a sum."""
-        gate = self.gate_proj(x, routing, keep.get("gate_proj"))
-        up = self.up_proj(x, routing, keep.get("up_proj"))
+        dropped = dropout(x, self.dropout, drawn, "mlp")
+        gate, up = self.gate_proj(x, dropped, routing), self.up_proj(x, dropped, routing)
         gate, up = checkpoint_name((gate, up), PROJECTED)
-        return self.down_proj(jax.nn.silu(gate) * up, routing, keep.get("down_proj"))
+        hidden = jax.nn.silu(gate) * up
+        return self.down_proj(hidden, dropout(hidden, self.dropout, drawn, "hidden"), routing)
 
 
 class DecoderLayer(nnx.Module):
@@ -136,39 +133,38 @@ class DecoderLayer(nnx.Module):
         self.attention = Attention(declare, arch, adapters)
         self.mlp_norm = RMSNorm(declare, arch.width, arch.norm_eps)
         self.mlp = Mlp(declare, arch, adapters)
+        self.dropout = adapters.config.dropout
+        self.arch = arch
 
-    def keep(self, key: PRNGKeyArray | None, rows: int, length: int) -> Keep:
+    def draw(self, key: PRNGKeyArray | None, rows: int, length: int) -> Draw | None:
         """Draws the dropout of a whole batch: outside of regions, so that it does not depend on the mesh."""
-        if key is None:
-            return {}
-        drawn: Keep = {}
-        for block, block_key in zip((self.attention, self.mlp), jax.random.split(key), strict=True):
-            projections = block.projections
-            for (name, one), name_key in zip(
-                projections.items(), jax.random.split(block_key, len(projections)), strict=True
-            ):
-                drawn[name] = None if one.adapter is None else one.adapter.keep(name_key, rows, length)
-        return drawn
+        if key is None or self.dropout == 0:
+            return None
+        arch = self.arch
+        widths = dict(zip(INPUTS, (arch.width, arch.heads * arch.head_dim, arch.width, arch.mlp_width), strict=True))
+        return draw(key, rows, length, widths)
 
     def __call__(
-        self, x: Float[Array, "B S D"], frame: Frame, keep: Keep, kernel: AttentionKernel
+        self, x: Float[Array, "B S D"], frame: Frame, drawn: Draw | None, kernel: AttentionKernel
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
-        rows, heads = partition("batch"), partition("batch", None, "heads", None)
-        kv_heads = partition("batch", None, "kv_heads", None)
-        keep_specs = {name: partition("batch", None, PROJECTIONS[name]) for name in keep}
+        rows, heads = partition("batch"), partition("batch", "heads", None, None)
+        kv_heads = partition("batch", "kv_heads", None, None)
+        # As an activation's channels, whose rows have the first claim on fsdp.
+        channels: Any = {name: PartitionSpec(*partition("batch", axis)[1:]) for name, axis in INPUTS.items()}
+        draw_specs = None if drawn is None else Draw(rows, channels)  # pyright: ignore[reportArgumentType]
         q, k, v = in_regions(
             self.queries_keys_values,
             self.before_attention,
-            (x, frame, keep),
-            (rows, Frame.specs(), keep_specs),
+            (x, frame, drawn),
+            (rows, Frame.specs(), draw_specs),
             (heads, kv_heads, kv_heads),
         )
         y = attention(q, k, v, causal=True, segment_ids=frame.segment_ids, kernel=kernel)
         return in_regions(
             self.rest,
             self.after_attention,
-            (x, y, frame, keep),
-            (rows, partition("batch", None, "heads"), Frame.specs(), keep_specs),
+            (x, y, frame, drawn),
+            (rows, partition("batch", None, "heads"), Frame.specs(), draw_specs),
             (rows, rows),
         )
 
@@ -177,9 +173,10 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
         """As a call, for tokens that continue a cache; returns the cache with their keys and values in it."""
         assert frame.slots is not None
-        q, k, v = self.queries_keys_values(self.before_attention, x, frame, {})
+        heads = self.queries_keys_values(self.before_attention, x, frame, None)
+        q, k, v = (one.swapaxes(1, 2) for one in heads)
         cache = cache.write(k, v, frame.slots)
-        return self.rest(self.after_attention, x, cached_attention(q, cache, frame.slots), frame, {})[0], cache
+        return self.rest(self.after_attention, x, cached_attention(q, cache, frame.slots), frame, None)[0], cache
 
     @property
     def before_attention(self) -> Modules:
@@ -191,25 +188,23 @@ class DecoderLayer(nnx.Module):
         return self.attention.o_proj, self.mlp_norm, self.mlp
 
     def queries_keys_values(
-        self, modules: Modules, x: Float[Array, "B S D"], frame: Frame, keep: Keep
-    ) -> tuple[Float[Array, "B S H C"], Float[Array, "B S K C"], Float[Array, "B S K C"]]:
+        self, modules: Modules, x: Float[Array, "B S D"], frame: Frame, drawn: Draw | None
+    ) -> tuple[Float[Array, "B H S C"], Float[Array, "B K S C"], Float[Array, "B K S C"]]:
         """Returns rotated queries and keys, and values, of the residual stream `x`."""
         norm, *projections = modules
         x = enter_split(norm(x))
-        q, k, v = (
-            project(x, None, keep.get(name)).reshape(*x.shape[:2], -1, self.attention.head_dim)
-            for name, project in zip(("q_proj", "k_proj", "v_proj"), projections, strict=True)
-        )
+        dropped = dropout(x, self.dropout, drawn, "attention")
+        q, k, v = (by_head(project(x, dropped), self.attention.head_dim) for project in projections)
         return checkpoint_name((rotate(q, frame.rotation), rotate(k, frame.rotation), v), QUERIES_KEYS_VALUES)
 
-    @staticmethod
     def rest(
-        modules: Modules, x: Float[Array, "B S D"], y: Float[Array, "B S H*C"], frame: Frame, keep: Keep
+        self, modules: Modules, x: Float[Array, "B S D"], y: Float[Array, "B S H*C"], frame: Frame, drawn: Draw | None
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
         """Returns the residual stream after attention's output `y` and the MLP, and the use of the experts."""
         o_proj, norm, mlp = modules
-        x = x + leave_split(checkpoint_name(o_proj(y, None, keep.get("o_proj")), PROJECTED))
-        y, routing = mlp(norm(x), keep, frame.routing)
+        y = o_proj(y, dropout(y, self.dropout, drawn, "heads"))
+        x = x + leave_split(checkpoint_name(y, PROJECTED))
+        y, routing = mlp(norm(x), drawn, frame.routing)
         use = None if routing is None or frame.classes is None else router_use(routing, frame.classes)
         return x + y, use
 
@@ -234,16 +229,8 @@ def in_regions(body: Callable, modules: Modules, arguments: tuple, specs: tuple,
     )
 
 
-PROJECTIONS: Mapping[str, str] = {
-    "q_proj": "width",
-    "k_proj": "width",
-    "v_proj": "width",
-    "o_proj": "heads",
-    "gate_proj": "width",
-    "up_proj": "width",
-    "down_proj": "mlp",
-}
-"""The named axis along which each projection's input is cut in a region."""
+INPUTS: Mapping[str, str] = {"attention": "width", "heads": "heads", "mlp": "width", "hidden": "mlp"}
+"""The named axis along which each input of projections (q, k, v; o; gate, up; down) is cut in a region."""
 
 
 class Decoder(nnx.Module):
@@ -363,7 +350,7 @@ class Decoder(nnx.Module):
         def layer(x: Array, inputs: tuple) -> tuple[Array, RouterUse | None]:
             weights, key = inputs
             one = nnx.merge(graph, weights)
-            x, use = one(constrain(x, "batch"), frame, one.keep(key, *x.shape[:2]), kernel)
+            x, use = one(constrain(x, "batch"), frame, one.draw(key, *x.shape[:2]), kernel)
             return constrain(x, "batch"), use
 
         x, use = jax.lax.scan(rematerialised(layer, remat), x, (weights, keys))

@@ -27,13 +27,13 @@ def frequencies(arch: DecoderArchitecture) -> np.ndarray:
     return base * (smooth + (1 - smooth) / scaling.factor)
 
 
-def rotations(positions: Int[Array, "B S"], arch: DecoderArchitecture) -> Float[Array, "2 B S 1 C/2"]:
+def rotations(positions: Int[Array, "B S"], arch: DecoderArchitecture) -> Float[Array, "2 B 1 S C/2"]:
     """Returns the cosine and sine of each position's angles, in float32."""
-    angles = positions.astype(jnp.float32)[..., None, None] * jnp.asarray(frequencies(arch), jnp.float32)
+    angles = positions.astype(jnp.float32)[:, None, :, None] * jnp.asarray(frequencies(arch), jnp.float32)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
 
-def rotate(x: Float[Array, "B S H C"], rotation: Float[Array, "2 B S 1 C/2"]) -> Float[Array, "B S H C"]:
+def rotate(x: Float[Array, "B H S C"], rotation: Float[Array, "2 B 1 S C/2"]) -> Float[Array, "B H S C"]:
     """Rotates the pairs (i, i + C/2) of every head."""
     cos, sin = rotation.astype(x.dtype)
     first, second = jnp.split(x, 2, axis=-1)

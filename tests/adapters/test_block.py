@@ -62,7 +62,7 @@ def ours(golden, prefix: str, experts: int) -> dict[str, jax.Array]:
 
 
 def call(graph, leaves, x):
-    return nnx.merge(graph, unflatten(leaves))(x, {})
+    return nnx.merge(graph, unflatten(leaves))(x)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "TPU"])
@@ -197,6 +197,6 @@ def test_router_has_no_bias_by_default_and_float32_logits():
     )
     mlp = Mlp(Declare(AdapterParam, streams(0)), arch, Adapters(AdapterConfig(rank=2)))
     assert [path for path in declared(mlp) if path.startswith("router")] == ["router/kernel"]
-    _, routing = mlp(jnp.ones((1, 3, 16), jnp.bfloat16), {})
+    _, routing = mlp(jnp.ones((1, 3, 16), jnp.bfloat16))
     assert routing.probs.dtype == jnp.float32
     assert flatten({"a": {"b": 1}}) == {"a/b": 1}

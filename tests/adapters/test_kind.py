@@ -26,16 +26,13 @@ class Growth(nnx.Module):
     def __init__(self, declare: Declare, projection: Projection):
         self.g = declare.of(AdapterParam)((projection.d_out,), (projection.axes[1],), zeros)
 
-    def keep(self, key, rows, length):
-        return None
-
-    def __call__(self, x, routing, keep):
+    def __call__(self, x, routing):
         assert routing is None
         return x.sum(axis=-1, keepdims=True) * self.g[...]
 
 
 def decoder(**adapter) -> Decoder:
-    return Decoder(Declare(DecoderParam, streams(0)), ARCH, Adapters(AdapterConfig(**adapter)))
+    return Decoder(Declare(DecoderParam, streams(0)), ARCH, Adapters(AdapterConfig(dropout=0, **adapter)))
 
 
 def hidden(model: Decoder) -> np.ndarray:

@@ -23,20 +23,20 @@ ROWS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 8
 
 
 def drawn(length: int, slots: int):
-    shapes = (ROWS, length, HEADS, WIDTH), (ROWS, slots, KV_HEADS, WIDTH), (ROWS, slots, KV_HEADS, WIDTH)
+    shapes = (ROWS, HEADS, length, WIDTH), (ROWS, KV_HEADS, slots, WIDTH), (ROWS, KV_HEADS, slots, WIDTH)
     keys = jax.random.split(jax.random.key(0), 3)
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
 def by_definition(q, k, v, sees) -> np.ndarray:
     """Each query by itself; `sees(row, query)` lists its keys."""
-    y = np.zeros((ROWS, q.shape[1], HEADS, WIDTH))
+    y = np.zeros((ROWS, q.shape[2], HEADS, WIDTH))
     for row, i, head in np.ndindex(y.shape[:3]):
         keys, group = sees(row, i), head // (HEADS // KV_HEADS)
-        scores = np.asarray(k[row, keys, group] @ q[row, i, head]) / np.sqrt(WIDTH)
+        scores = np.asarray(k[row, group][np.asarray(keys)] @ q[row, head, i]) / np.sqrt(WIDTH)
         weights = np.exp(scores - scores.max())
-        y[row, i, head] = weights @ np.asarray(v[row, keys, group]) / weights.sum()
-    return y.reshape(ROWS, q.shape[1], HEADS * WIDTH)
+        y[row, i, head] = weights @ np.asarray(v[row, group][np.asarray(keys)]) / weights.sum()
+    return y.reshape(ROWS, q.shape[2], HEADS * WIDTH)
 
 
 def same(found, expected):

@@ -11,13 +11,11 @@ import pytest
 from flax import nnx
 
 from mole_jax.adapters.build import Adapters
-from mole_jax.adapters.kind import Projection
-from mole_jax.adapters.lora import LoRA
 from mole_jax.config import AdapterConfig
 from mole_jax.model.architecture import PRESETS, RopeScaling
 from mole_jax.model.llava import Llava
 from mole_jax.model.rotary import frequencies
-from mole_jax.parameters import AdapterParam, Declare, streams
+from mole_jax.parameters import streams
 
 TINY = PRESETS["tiny"]
 
@@ -131,15 +129,3 @@ def test_llama3_rope_scaling_by_its_definition():
     smooth = (8192 / wavelength[between] - 1) / 3
     np.testing.assert_allclose(scaled[between], (1 - smooth) * plain[between] / 8 + smooth * plain[between])
     assert between.sum() > 2
-
-
-def test_dropout_needs_a_key_and_keeps_the_mean():
-    projection = Projection("q_proj", 200, 3, ("embed", "embed"))
-    lora = LoRA(Declare(AdapterParam, streams(0)), projection, rank=2, scale=1.0, dropout=0.3)
-    assert lora.keep(None, 4, 50) is None
-    keep = lora.keep(jax.random.key(1), 4, 50)
-    assert keep.shape == (4, 50, 200)
-    assert abs(float(keep.mean()) - 0.7) < 0.02
-    x = jnp.ones((4, 50, 200))
-    np.testing.assert_allclose(lora.dropout(x, keep), np.where(keep, 1 / 0.7, 0), rtol=1e-6)
-    np.testing.assert_array_equal(lora.dropout(x, None), x)

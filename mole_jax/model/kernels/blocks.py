@@ -21,17 +21,15 @@ BLOCK, MOST = 128, 16
 
 
 def attend(
-    q: Float[Array, "B S H C"],
-    k: Float[Array, "B S K C"],
-    v: Float[Array, "B S K C"],
+    q: Float[Array, "B H S C"],
+    k: Float[Array, "B K S C"],
+    v: Float[Array, "B K S C"],
     segment_ids: Int[Array, "B S"] | None,
     causal: bool,
-) -> Float[Array, "B S H C"]:
+) -> Float[Array, "B H S C"]:
     """See `mole_jax.model.attention.attention`."""
-    groups = q.shape[2] // k.shape[2]
-    q = q.reshape(*q.shape[:2], k.shape[2], groups, -1).transpose(0, 2, 3, 1, 4)
-    y = _blocks(causal, q, k.swapaxes(1, 2), v.swapaxes(1, 2), segment_ids)
-    return y.transpose(0, 3, 1, 2, 4).reshape(y.shape[0], y.shape[3], -1, y.shape[4])
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:])
+    return _blocks(causal, grouped, k, v, segment_ids).reshape(q.shape)
 
 
 def _parts(length: int) -> Iterator[slice]:

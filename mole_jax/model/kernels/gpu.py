@@ -17,17 +17,19 @@ Name = Literal["triton", "mosaic"]
 
 
 def attend(
-    q: Float[Array, "B S H C"],
-    k: Float[Array, "B S K C"],
-    v: Float[Array, "B S K C"],
+    q: Float[Array, "B H S C"],
+    k: Float[Array, "B K S C"],
+    v: Float[Array, "B K S C"],
     segment_ids: Int[Array, "B S"] | None,
     causal: bool,
     *,
     kernel: Name,
-) -> Float[Array, "B S H C"]:
+) -> Float[Array, "B H S C"]:
     """See `mole_jax.model.attention.attention`; segments must be causal."""
     assert causal or segment_ids is None, "the kernels are told where a query's keys begin, not where they end"
-    return _attend(kernel, causal, q, k, v, None if segment_ids is None else first_keys(segment_ids)[:, None])
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    starts = None if segment_ids is None else first_keys(segment_ids)[:, None]
+    return _attend(kernel, causal, q, k, v, starts).swapaxes(1, 2)
 
 
 def first_keys(segment_ids: Int[Array, "B S"]) -> Int[Array, "B S"]:

@@ -17,16 +17,16 @@ BLOCKS = (512, 384, 256, 128)
 
 
 def attend(
-    q: Float[Array, "B S H C"],
-    k: Float[Array, "B S K C"],
-    v: Float[Array, "B S K C"],
+    q: Float[Array, "B H S C"],
+    k: Float[Array, "B K S C"],
+    v: Float[Array, "B K S C"],
     segment_ids: Int[Array, "B S"] | None,
     causal: bool,
     *,
     interpret: bool = False,
-) -> Float[Array, "B S H C"]:
+) -> Float[Array, "B H S C"]:
     """See `mole_jax.model.attention.attention`; `interpret` runs the kernel's program step by step on any device."""
-    rows, length = q.shape[:2]
+    rows, _, length, _ = q.shape
     padded = -(-length // LANES) * LANES
     block = padded if padded <= BLOCKS[0] else next(size for size in BLOCKS if padded % size == 0)
     if segment_ids is None:
@@ -34,6 +34,6 @@ def attend(
     # What is padded here is a segment of its own, which sees itself: a softmax over nothing would be no number.
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, padded - length)), constant_values=-1)
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padded - length), (0, 0))) for x in (q, k, v))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padded - length), (0, 0))) for x in (q, k, v))
     kernel = compat.splash_attention(padded, q.shape[1], q.shape[3], block, causal, ATTENTION, interpret)
-    return jax.vmap(kernel)(q, k, v, segment_ids)[:, :, :length].swapaxes(1, 2)
+    return jax.vmap(kernel)(q, k, v, segment_ids)[:, :, :length]
