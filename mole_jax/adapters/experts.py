@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from mole_jax.adapters import expert_sharding, grouping, lora
 from mole_jax.adapters.kind import Kind, Projection
-from mole_jax.adapters.lora import LoRA, joined, low_rank_pair
+from mole_jax.adapters.lora import LoRA, low_rank_pair
+from mole_jax.adapters.products import joined
 from mole_jax.adapters.router import Routing
 from mole_jax.config import MLP_TARGETS, AdapterConfig, Movement, RouterGradient
 from mole_jax.parallel import region
@@ -46,9 +47,12 @@ class Experts(nnx.Module):
         self.movement: Literal["auto", Movement] = movement
         self.shared = LoRA(declare, projection, rank=shared_rank, scale=scale) if shared_rank else None
 
-    def __call__(self, x: Float[Array, "B S I"], routing: Routing | None) -> Float[Array, "B S O"]:
+    def __call__(
+        self, x: Float[Array, "B S I"], routing: Routing | None, width: int | None = None
+    ) -> Float[Array, "B S O"]:
         """Returns the gated sum of the experts' deltas, plus the shared expert's, in the type of `x`."""
         assert routing is not None, "experts stand in MLPs, which are routed"
+        assert width is None, "what an MLP computes has no heads"
         routed = self.routed(x, routing)
         return routed if self.shared is None else routed + self.shared(x)
 

@@ -27,10 +27,15 @@ class Projection(NamedTuple):
 class Adapter(Protocol):
     """The module beside one projection."""
 
-    def __call__(self, x: Float[Array, "B S I"], routing: Routing | None) -> Float[Array, "B S O"]:
+    def __call__(
+        self, x: Float[Array, "B S I"], routing: Routing | None, width: int | None = None
+    ) -> Float[Array, "B S O"] | Float[Array, "B H S C"]:
         """Returns what is added to the projection's output.
 
-        `x` is the projection's input after dropout. `routing` is None in attention and without routers.
+        Args:
+            x: the projection's input after dropout.
+            routing: None in attention and without routers.
+            width: the output is cut into heads of this width (q, k and v; `mole_jax.adapters.products.by_head`).
         """
         ...
 

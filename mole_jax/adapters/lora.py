@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mole_jax.adapters.kind import Kind, Projection
+from mole_jax.adapters.products import by_head, joined
 from mole_jax.adapters.router import Routing
-from mole_jax.adapters.tuning import one_token_axis_pays
 from mole_jax.config import AdapterConfig
 from mole_jax.parameters import AdapterParam, Declare, Parameter, kaiming_uniform, zeros
 
@@ -32,15 +32,14 @@ class LoRA(nnx.Module):
         self.a, self.b = low_rank_pair(declare, projection, rank)
         self.scale = scale
 
-    def __call__(self, x: Float[Array, "B S I"], routing: Routing | None = None) -> Float[Array, "B S O"]:
+    def __call__(
+        self, x: Float[Array, "B S I"], routing: Routing | None = None, width: int | None = None
+    ) -> Float[Array, "B S O"] | Float[Array, "B H S C"]:
         """Returns the delta in the type of `x`; every token uses it, whatever `routing` says."""
-        h = (joined(x) @ self.a[...].astype(x.dtype)) * self.scale
-        return (h @ self.b[...].astype(x.dtype)).reshape(*x.shape[:-1], -1)
-
-
-def joined(x: Float[Array, "B S I"]) -> Float[Array, "*T I"]:
-    """Returns rows and tokens as one axis where that is faster."""
-    return x.reshape(-1, x.shape[-1]) if one_token_axis_pays() else x
+        h, b = (joined(x) @ self.a[...].astype(x.dtype)) * self.scale, self.b[...].astype(x.dtype)
+        if width is None:
+            return (h @ b).reshape(*x.shape[:-1], -1)
+        return by_head(h.reshape(*x.shape[:-1], -1), b, width)
 
 
 def make(config: AdapterConfig, declare: Declare, projection: Projection) -> LoRA:

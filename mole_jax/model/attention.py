@@ -59,11 +59,6 @@ def attention(
     return y.swapaxes(1, 2).reshape(len(y), y.shape[2], -1)
 
 
-def by_head(x: Float[Array, "B S H*C"], width: int) -> Float[Array, "B H S C"]:
-    """Cuts a projection's output into heads of a width, in the order that kernels want them in."""
-    return x.reshape(*x.shape[:2], -1, width).swapaxes(1, 2)
-
-
 def chosen(kernel: AttentionKernel, width: int) -> str:
     """Returns the kernel that is used for heads of some width on the devices in force.
 

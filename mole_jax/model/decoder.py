@@ -17,10 +17,11 @@ from mole_jax.adapters.build import Adapters
 from mole_jax.adapters.dropout import Draw, draw, dropout
 from mole_jax.adapters.kind import Projection
 from mole_jax.adapters.mixture import OWN, Context, Hints
+from mole_jax.adapters.products import by_head
 from mole_jax.adapters.router import Routing
 from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import DecoderArchitecture
-from mole_jax.model.attention import attention, by_head
+from mole_jax.model.attention import attention
 from mole_jax.model.cached_attention import LayerCache, cached_attention
 from mole_jax.model.kernels.saved import PROJECTED, QUERIES_KEYS_VALUES
 from mole_jax.model.layers import Linear, RMSNorm, rematerialised
@@ -77,11 +78,16 @@ class AdaptedLinear(nnx.Module):
         self.adapter = adapters.projection(declare, projection)
 
     def __call__(
-        self, x: Float[Array, "B S I"], dropped: Float[Array, "B S I"], routing: Routing | None = None
-    ) -> Float[Array, "B S O"]:
-        """`dropped` is the input after dropout, which only the adapter sees."""
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.adapter is None else y + self.adapter(dropped, routing)
+        self,
+        x: Float[Array, "B S I"],
+        dropped: Float[Array, "B S I"],
+        routing: Routing | None = None,
+        width: int | None = None,
+    ) -> Float[Array, "B S O"] | Float[Array, "B H S C"]:
+        """Returns the output, cut into heads if `width` is given; the adapter alone sees the input after dropout."""
+        kernel = self.kernel[...].astype(x.dtype)
+        y = x @ kernel if width is None else by_head(x, kernel, width)
+        return y if self.adapter is None else y + self.adapter(dropped, routing, width)
 
 
 class Attention(nnx.Module):
@@ -194,7 +200,7 @@ class DecoderLayer(nnx.Module):
         norm, *projections = modules
         x = enter_split(norm(x))
         dropped = dropout(x, self.dropout, drawn, "attention")
-        q, k, v = (by_head(project(x, dropped), self.attention.head_dim) for project in projections)
+        q, k, v = (project(x, dropped, width=self.attention.head_dim) for project in projections)
         return checkpoint_name((rotate(q, frame.rotation), rotate(k, frame.rotation), v), QUERIES_KEYS_VALUES)
 
     def rest(

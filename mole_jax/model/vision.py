@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import VisionArchitecture
-from mole_jax.model.attention import attention, by_head
+from mole_jax.model.attention import attention
 from mole_jax.model.layers import LayerNorm, Linear, rematerialised
 from mole_jax.parallel.region import gather_layer
 from mole_jax.parallel.sharding import constrain
@@ -50,7 +50,10 @@ class VisionAttention(nnx.Module):
         self.head_dim = width // arch.heads
 
     def __call__(self, x: Float[Array, "N T D"], kernel: AttentionKernel) -> Float[Array, "N T D"]:
-        q, k, v = (by_head(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            project(x).reshape(*x.shape[:2], -1, self.head_dim).swapaxes(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         return self.o_proj(attention(q, k, v, causal=False, kernel=kernel))
 
 

@@ -26,9 +26,10 @@ class Growth(nnx.Module):
     def __init__(self, declare: Declare, projection: Projection):
         self.g = declare.of(AdapterParam)((projection.d_out,), (projection.axes[1],), zeros)
 
-    def __call__(self, x, routing):
+    def __call__(self, x, routing, width=None):
         assert routing is None
-        return x.sum(axis=-1, keepdims=True) * self.g[...]
+        y = x.sum(axis=-1, keepdims=True) * self.g[...]
+        return y if width is None else y.reshape(*y.shape[:2], -1, width).swapaxes(1, 2)
 
 
 def decoder(**adapter) -> Decoder:

@@ -25,7 +25,8 @@ LAYERS, SLOTS = 3, 9
 def test_rows_start_at_their_own_slots(length, one_product, monkeypatch):
     """Grouped heads, the middle layer, by either product: what is written is read, other layers stay."""
     monkeypatch.setattr(module, "one_product_pays", lambda: one_product)
-    q, _, _ = drawn(length, SLOTS)
+    heads, _, _ = drawn(length, SLOTS)
+    q = heads.swapaxes(1, 2)
     keys = jax.random.split(jax.random.key(1), 4)
     old = [np.array(jax.random.normal(key, (LAYERS, ROWS, SLOTS, KV_HEADS, WIDTH))) for key in keys[:2]]
     new = [jax.random.normal(key, (ROWS, length, KV_HEADS, WIDTH)) for key in keys[2:]]
@@ -42,9 +43,9 @@ def test_rows_start_at_their_own_slots(length, one_product, monkeypatch):
         for row, slot in enumerate(slots):
             whole[1, row, slot : slot + length] = piece[row]
         np.testing.assert_array_equal(got, whole.reshape(got.shape))
-    k, v = (jnp.asarray(one[1]) for one in old)
-    assert q.shape[2] == HEADS
-    same(found, by_definition(q, k, v, lambda row, i: list(range(slots[row] + i + 1))))
+    k, v = (jnp.asarray(one[1]).swapaxes(1, 2) for one in old)
+    assert heads.shape[1] == HEADS
+    same(found, by_definition(heads, k, v, lambda row, i: list(range(slots[row] + i + 1))))
 
 
 def test_what_lies_past_the_last_slot_is_dropped():
