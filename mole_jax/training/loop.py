@@ -57,9 +57,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     run = set_up(config, workdir)
     checkpointer = Checkpointer(workdir, config.checkpoint)
     start, state, said = resume(run, checkpointer)
-    notes = [*run.unchecked, said]
     progress = Progress(run.total_steps, start, show=hosts.is_first())
-    for note in filter(None, notes):
+    for note in (*run.unchecked, *said):
         progress.say(note)
     introduce(run, start, progress)
     if start == 0 and config.evaluation.at_start:
@@ -100,8 +99,8 @@ def _train(config: Config, workdir: epath.Path) -> None:
     finish(run, state, progress)
 
 
-def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState, str | None]:
-    """Returns the step and the state to start from, and what to say of the data; brings the mixture there.
+def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState, list[str]]:
+    """Returns the step and the state to start from, and what is to be said; brings the mixture there.
 
     In a new run that is step 0. A damaged checkpoint is set aside and told of, and the one before it taken.
 
@@ -113,7 +112,7 @@ def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState, str |
         try:
             check_same_base(run, step)
             state, position = checkpointer.restore(step, run.state)
-            said = go_to(run, step, position)
+            said = [line for line in (go_to(run, step, position), other_masks(run, step)) if line]
         except Damaged as error:
             hosts.barrier("damaged checkpoint")
             if hosts.is_first():
@@ -133,7 +132,7 @@ def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState, str |
             "choose another --workdir to begin anew"
         )
     checkpointer.check_room(run.state)
-    return 0, run.state, None
+    return 0, run.state, []
 
 
 def go_to(run: Run, step: int, position: dict[str, Any]) -> str | None:
@@ -156,6 +155,16 @@ def check_same_base(run: Run, step: int) -> None:
             f"{run.workdir}: was trained on another base than {run.config.model.base} now holds (hash {before[:12]}… "
             f"expected, {run.meta.base_hash[:12]}… found); put the original base back"
         )
+
+
+def other_masks(run: Run, step: int) -> str | None:
+    """Returns what to say if the version that wrote checkpoint `step` drew dropout's masks in another way."""
+    if run.config.adapter.dropout == 0 or read_meta(run.workdir, step).masks == run.meta.masks:
+        return None
+    return (
+        f"checkpoint {step} is of a version that drew dropout's masks in another way: from here on they are not those "
+        "that it would have drawn"
+    )
 
 
 def introduce(run: Run, start: int, progress: Progress) -> None:

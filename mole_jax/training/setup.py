@@ -124,6 +124,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         base=base,
         base_hash=base_hash,
         seed=config.seed,
+        masks="words",
     )
     if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.

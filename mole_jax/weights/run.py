@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import jax
@@ -63,6 +63,8 @@ class Meta:
     seed: int
     """Seed of the weights that no file holds."""
     format: int = FORMAT
+    masks: Literal["elements", "words"] = "elements"
+    """What dropout drew: a number for each element (until version 0.1), or words (`mole_jax.adapters.dropout`)."""
 
     def to_json(self) -> dict[str, Any]:
         return config_json.to_json(self)

@@ -151,3 +151,17 @@ def test_epochs_are_counted_exactly(data, tmp_path):
         "document": 24,
         "biomedical": 24,
     }
+
+
+def test_a_run_whose_dropout_was_drawn_in_another_way_says_so(data, tmp_path, capsys):
+    config = tiny.config(data, adapter={"dropout": 0.1}, checkpoint={"every": 2, "keep_last": 3})
+    train(config, tmp_path / "run")
+    for step in ("4", "6"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / step)
+    (meta,) = (tmp_path / "run" / "checkpoints" / "2" / "meta").glob("metadata")
+    facts = json.loads(meta.read_text())
+    assert facts.pop("masks") == "words"  # the version before had no such field
+    meta.write_text(json.dumps(facts))
+    capsys.readouterr()
+    train(config, tmp_path / "run")
+    assert "checkpoint 2 is of a version that drew dropout's masks in another way" in capsys.readouterr().err
