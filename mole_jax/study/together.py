@@ -233,9 +233,9 @@ def _resumed(lanes: Sequence[Lane]) -> tuple[int, TrainState]:
     if len({start for start, _, _ in found}) > 1:
         for lane, beginning in zip(lanes, beginnings, strict=True):
             lane.run.mixture.set_state(beginning)
-        found = [(0, lane.run.state, None) for lane in lanes]
+        found = [(0, lane.run.state, []) for lane in lanes]
     for lane, (_, _, said) in zip(lanes, found, strict=True):
-        for note in filter(None, (*lane.run.unchecked, said)):
+        for note in (*lane.run.unchecked, *said):
             lane.progress.say(note)
     return found[0][0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state, _ in found))
 
