@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from mole_jax import cli
 from mole_jax.config_check import check_tasks
 from mole_jax.errors import run_door
+from mole_jax.parallel import compiled
 from mole_jax.parallel.launch import add_flags
 from mole_jax.terminal import escaped, warning
 
@@ -23,6 +24,7 @@ def main() -> None:
     check_tasks(config)
     from mole_jax.parallel import hosts
 
+    compiled.keep(flags)
     with hosts.joined(flags, preemptible=False):
         from mole_jax.data.left_out import of_task
         from mole_jax.evaluation.checkpoint import evaluate_checkpoint
@@ -46,6 +48,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, help="folder for predictions, scores and the use of the experts")
     parser.add_argument("--base", help="model that an adapter stands on; default: the one that it names")
     _compare_flag(parser)
+    compiled.add_flag(parser)
     add_flags(parser)
 
 

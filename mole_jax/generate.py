@@ -11,6 +11,7 @@ from mole_jax import cli
 from mole_jax.config import Dtype, GenerateConfig, ImageAspect, PromptName
 from mole_jax.config_check import check_decoding
 from mole_jax.errors import UserError, run_door
+from mole_jax.parallel import compiled
 from mole_jax.terminal import escaped
 
 
@@ -31,6 +32,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=8, help="--questions decoded at a time (default: 8)")
     add("--prompt", choices=typing.get_args(PromptName), help="prompt preset; default: as trained")
     add("--image-aspect", choices=typing.get_args(ImageAspect), help="how images become square; default: as trained")
+    compiled.add_flag(parser)
     add("--dtype", choices=typing.get_args(Dtype), help="of weights and activations; default: bfloat16 but on CPU")
 
 
@@ -55,6 +57,7 @@ def main() -> None:
     decoding = check_decoding(settings.decoding, "decoding")
     import jax
 
+    compiled.keep(flags)
     from mole_jax.api import load
     from mole_jax.serving.assistant import Assistant
     from mole_jax.serving.chat import chat

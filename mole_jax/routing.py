@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from mole_jax import cli
 from mole_jax.config_check import check_tasks
 from mole_jax.errors import run_door
+from mole_jax.parallel import compiled
 from mole_jax.parallel.launch import add_flags
 from mole_jax.terminal import escaped
 
@@ -17,6 +18,7 @@ def main() -> None:
     check_tasks(config)
     from mole_jax.parallel import hosts
 
+    compiled.keep(flags)
     with hosts.joined(flags, preemptible=False):
         from mole_jax.evaluation.routing import routing_of_checkpoint
         from mole_jax.evaluation.routing_report import text
@@ -42,6 +44,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
         help="experts: the loss without each expert, in all layers at once; layers: also in each layer by itself, "
         "which takes one more pass over the data for each of its experts",
     )
+    compiled.add_flag(parser)
     add_flags(parser)
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from mole_jax import cli
 from mole_jax.errors import run_door
+from mole_jax.parallel import compiled
 from mole_jax.parallel.launch import add_flags
 
 
@@ -13,6 +14,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", required=True, help="folder of the run (a path or gs://…); the same command run again resumes"
     )
+    compiled.add_flag(parser)
     add_flags(parser)
 
 
@@ -21,6 +23,7 @@ def main() -> None:
     # Heavy imports wait until the command line is known to be right; data workers do without them.
     from mole_jax.parallel import hosts
 
+    compiled.keep(flags)
     with hosts.joined(flags, preemptible=True):
         from mole_jax.files import absolute
         from mole_jax.training.loop import train

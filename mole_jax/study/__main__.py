@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mole_jax import cli
 from mole_jax.errors import run_door
+from mole_jax.parallel import compiled
 from mole_jax.parallel.launch import add_flags
 from mole_jax.study.parts import part_of
 
@@ -19,6 +20,7 @@ def main() -> None:
         "which then runs its arms by itself",
     )
     parser.add_argument("--report", action="store_true", help="run nothing, make the report of what is done")
+    compiled.add_flag(parser)
     add_flags(parser)
     flags = parser.parse_args()
     part, parts = part_of(flags.part)
@@ -29,6 +31,7 @@ def main() -> None:
     from mole_jax.study.config import Study
 
     study, workdir = cli.execute(flags.config, "get_study", Study), absolute(flags.workdir)
+    compiled.keep(flags)
     with hosts.joined(flags, preemptible=True):
         if not flags.report:
             runner.run(study, workdir, part=part, parts=parts)

@@ -24,13 +24,14 @@ from mole_jax.evaluation.runner import Evaluator, result_file
 from mole_jax.evaluation.tables import EVALUATION
 from mole_jax.files import read_json, write_json
 from mole_jax.model import attention
-from mole_jax.parallel import hosts
+from mole_jax.parallel import compiled, hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.terminal import escaped
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
+from mole_jax.training.startup import Startup
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
 from mole_jax.training.summary import format_table, trainable_table
@@ -54,7 +55,9 @@ def train(config: Config, workdir: epath.Path) -> None:
 
 
 def _train(config: Config, workdir: epath.Path) -> None:
+    startup = Startup()
     run = set_up(config, workdir)
+    startup.lap("data and weights")
     checkpointer = Checkpointer(workdir, config.checkpoint)
     start, state, said = resume(run, checkpointer)
     progress = Progress(run.total_steps, start, show=hosts.is_first())
@@ -63,6 +66,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     introduce(run, start, progress)
     if start == 0 and config.evaluation.at_start:
         evaluate(run, 0, state, progress, generate=config.evaluation.generate)
+    startup.lap("checkpoints, evaluation")
 
     written = MetricsWriter(workdir, resume_step=start) if hosts.is_first() else nullcontext()
     with written as writer, Prefetch(run.mixture) as batches, sigterm() as terminated:
@@ -73,9 +77,14 @@ def _train(config: Config, workdir: epath.Path) -> None:
                 batch, position = next(batches)
             arrays = put_batch(batch.arrays(), run.mesh)
             if step == start + 1:
+                startup.lap("first batch")
                 check_same_program(run, state, arrays)
             with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
                 state, output = run.step(state, run.frozen, arrays)
+            if step == start + 1:
+                jax.block_until_ready(output)
+                startup.lap("compiling and the step")
+                progress.say(str(startup))
             log.add(step, batch, output)
             last, held_out = step == run.total_steps, None
             if last or (config.evaluation.every and step % config.evaluation.every == 0):
@@ -185,6 +194,8 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
         f"{'from step ' + str(start) if start else 'a new run'} in {run.workdir}"
     )
     progress.say(f"attention: {attention.described(config.model.attention, run.spec.arch.decoder.head_dim)}")
+    if (kept := compiled.folder()) is not None:
+        progress.say(f"compiled programs are kept in {kept} (--no-compilation-cache: not)")
     sharing, tensor = run.mesh.shape["expert"], run.mesh.shape["tensor"]
     if sharing > 1:
         tokens = config.train.batch_rows * config.data.sequence_length
