@@ -22,6 +22,7 @@ from mole_jax.model.attention import attention
 from mole_jax.model.cached_attention import LayerCache, cached_attention
 from mole_jax.model.kernels.saved import PROJECTED, QUERIES_KEYS_VALUES
 from mole_jax.model.layers import Linear, RMSNorm, rematerialised
+from mole_jax.model.quantised import layer_specs, product
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.region import enter_split, in_region, leave_split
 from mole_jax.parallel.sharding import constrain, partition
@@ -77,7 +78,7 @@ class AdaptedLinear(nnx.Module):
     def __call__(
         self, x: Float[Array, "B S I"], routing: Routing | None, keep: Bool[Array, "B S I"] | None
     ) -> Float[Array, "B S O"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = product(x, self.kernel)
         return y if self.adapter is None else y + self.adapter(x, routing, keep)
 
 
@@ -227,7 +228,7 @@ def in_regions(body: Callable, modules: Modules, arguments: tuple, specs: tuple,
     return in_region(
         lambda parameters, *arguments: body(nnx.merge(graph, parameters), *arguments),
         each(lambda parameter: parameter[...]),
-        each(lambda parameter: partition(*parameter.get_metadata("axes")[-parameter.ndim :])),
+        each(layer_specs),
         arguments,
         specs,
         out_specs,
