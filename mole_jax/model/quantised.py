@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import qwix
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -83,6 +84,8 @@ def quantise(kernels: Float[Array, "L I O"], kind: Quantisation) -> Quantised:
 
 def dequantise(kernel: Quantised, dtype: jnp.dtype) -> Float[Array, "I O"]:
     """Returns one layer's kernel in the type `dtype`. The compiler makes it within the product that reads it."""
+    # As they lie: XLA:TPU would rather have some kernels transposed, and keeps a second copy of all layers for it.
+    kernel = dataclasses.replace(kernel, values=with_layout_constraint(kernel.values, Layout((0, 1))))
     if kernel.kind == "int8":
         return qwix.dequantize(qwix.QArray(kernel.values, kernel.scale)).astype(dtype)
     # Not by qwix, whose look-up takes 40 % more cycles of a TPU with its product than the choices here.

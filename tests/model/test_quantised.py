@@ -97,7 +97,7 @@ class Case:
         source = source or RandomSource(arch, 0)
         self.config = Config(
             model=ModelConfig(preset="quickstart", frozen_dtype=kind, compute_dtype="float32", remat=remat),
-            adapter=AdapterConfig(kind=adapter, rank=4, dropout=0.0),
+            adapter=AdapterConfig(kind=adapter, experts=4, rank=4, dropout=0.0),
             data=DataConfig(domains=(DomainConfig("a", "a.json"),), examples_per_row=1),
             mesh=mesh,
         )
@@ -149,9 +149,17 @@ def tiny_llava(goldens):
     return {kind: Case(kind, source=source, adapter="lora").step() for kind in ("float32", *KINDS)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_mesh_computes_what_one_device_does(one, kind):
-    case = Case(kind, MeshConfig(data=2, fsdp=2, tensor=2))
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [
+        ("int8", MeshConfig(data=1, fsdp=8)),
+        ("int8", MeshConfig(data=1, fsdp=2, expert=2, tensor=2)),
+        ("nf4", MeshConfig(data=2, fsdp=2, tensor=2)),
+        ("nf4", MeshConfig(data=2, expert=4)),
+    ],
+)
+def test_a_mesh_computes_what_one_device_does(one, kind, mesh):
+    case = Case(kind, mesh)
     (loss, grads), frozen = one[kind]
     jax.tree.map(np.testing.assert_array_equal, case.frozen, frozen)
     found = case.step()
