@@ -60,7 +60,7 @@ def load(
     source = open_source(path, base=base, alpha=alpha)
     if tokenizer is None and source.tokenizer is None:
         raise UserError(f"{path}: has no tokenizer.model or tokenizer.json; name a folder that has one as tokenizer")
-    settings = Config(model=ModelConfig(tokenizer=tokenizer, frozen_dtype=dtype), mesh=mesh)
+    settings = Config(model=ModelConfig(tokenizer=tokenizer, frozen_dtype=dtype, compute_dtype=dtype), mesh=mesh)
     found = open_model(settings, source)
     prompt, image_aspect = prompt or source.prompt or "v1", image_aspect or source.image_aspect or "pad"
     processor = Processor(found.tokenizer, source.architecture, prompt, image_aspect)

@@ -18,6 +18,8 @@ GROUPS: tuple[Group, ...] = typing.get_args(Group)
 """Parameter groups, each of which trains or is frozen as a whole."""
 
 Dtype = Literal["float32", "bfloat16"]
+Quantisation = Literal["int8", "nf4"]
+QUANTISATIONS: tuple[Quantisation, ...] = typing.get_args(Quantisation)
 Remat = Literal["none", "most", "attention", "full"]
 AttentionKernel = Literal["auto", "xla", "blocks", "splash", "triton", "mosaic"]
 RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
@@ -50,8 +52,9 @@ class ModelConfig:
     """Drop the class token (patch) or keep it (full). None: as `base` says."""
     image_vectors: bool = False
     """Learned vectors before and after every image's tokens (released LLaVA-MoLE)."""
-    frozen_dtype: Dtype = "bfloat16"
-    """Type in which frozen weights are stored. Trainable weights are always float32."""
+    frozen_dtype: Literal[Dtype, Quantisation] = "bfloat16"
+    """Type in which frozen weights are stored. Trainable weights are always float32. int8 and nf4 quantise the
+    projections of the decoder's layers as they are loaded; what else is frozen is then of `compute_dtype`."""
     compute_dtype: Dtype = "bfloat16"
     """Type of activations and matrix products. Router, norms, softmax and loss are float32 regardless."""
     remat: Remat = "full"
@@ -60,6 +63,16 @@ class ModelConfig:
     attention: AttentionKernel = "auto"
     """How attention is computed. auto: splash on TPUs, mosaic on Hopper GPUs and triton on others (all three by
     tokamax), else blocks. blocks: plain JAX, block by block. xla: S x S scores, as defined."""
+
+    @property
+    def quantised(self) -> Quantisation | None:
+        """How the projections of the decoder's layers are quantised, if they are."""
+        return next((kind for kind in QUANTISATIONS if kind == self.frozen_dtype), None)
+
+    @property
+    def float_dtype(self) -> str:
+        """Type of the frozen weights that are not quantised."""
+        return self.frozen_dtype if self.quantised is None else self.compute_dtype
 
 
 @dataclasses.dataclass(frozen=True)

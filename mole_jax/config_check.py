@@ -136,6 +136,11 @@ def _trainable(config: Config) -> Rows:
         kind == "mole" or "router" not in trainable,
         "train.trainable names router but adapter.kind is not mole; take router out",
     )
+    yield (
+        config.model.quantised is None or "decoder" not in trainable,
+        f"train.trainable names decoder, which model.frozen_dtype {config.model.frozen_dtype} quantises and so "
+        "freezes; take decoder out or set model.frozen_dtype bfloat16",
+    )
 
 
 def _data(config: Config) -> Rows:

@@ -17,7 +17,7 @@ from mole_jax.parallel import hosts
 from mole_jax.parallel.sharding import replicated
 from mole_jax.parameters import Tree, unflatten
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.weights.open import open_model, open_source
+from mole_jax.weights.open import open_model, open_source, with_own_quantisation
 from mole_jax.weights.source import Source
 
 
@@ -79,7 +79,12 @@ def place_checkpoint(config: Config, source: Source) -> Placed:
     Raises:
         UserError: there is no tokenizer or not the model's, the weights cannot be read, or the mesh does not fit.
     """
-    config = dataclasses.replace(config, adapter=source.adapter, data=with_own_prompt(config.data, source))
+    config = dataclasses.replace(
+        config,
+        model=with_own_quantisation(config.model, source),
+        adapter=source.adapter,
+        data=with_own_prompt(config.data, source),
+    )
     opened = open_model(config, source)
     return Placed(config, opened.mesh, opened.tokenizer, opened.spec, unflatten(opened.place()))
 

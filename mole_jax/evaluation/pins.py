@@ -17,7 +17,7 @@ from mole_jax.data.held_out import Questions
 from mole_jax.evaluation.metrics import METRIC_VERSIONS
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.sharding import replicated
-from mole_jax.parameters import Tree, flatten
+from mole_jax.parameters import Tree
 
 Pins = dict[str, Any]
 WEIGHTS = "weights"
@@ -61,7 +61,13 @@ def fingerprint(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Mesh
     Any cut of the arrays over devices, and over `trees`, gives the same. The bits are hashed where they are (64 per
     array, not proof against forgery), so that a large model need not be gathered on a host.
     """
-    leaves = dict(sorted(leaf for tree in trees for leaf in flatten(tree).items()))
+    leaves = dict(
+        sorted(
+            (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+            for tree in trees
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        )
+    )
     digest = hashlib.sha256(f"{identity(arch)} {identity(config.adapter)}".encode())
     sums_of = jax.jit(_sums, out_shardings=replicated(mesh))
     for (path, leaf), sums in zip(leaves.items(), jax.device_get(sums_of(list(leaves.values()))), strict=True):

@@ -17,7 +17,6 @@ from mole_jax.adapters.build import Adapters
 from mole_jax.adapters.dropout import Draw, draw, dropout
 from mole_jax.adapters.kind import Projection
 from mole_jax.adapters.mixture import OWN, Context, Hints
-from mole_jax.adapters.products import by_head
 from mole_jax.adapters.router import Routing
 from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import DecoderArchitecture
@@ -25,6 +24,7 @@ from mole_jax.model.attention import attention
 from mole_jax.model.cached_attention import LayerCache, cached_attention
 from mole_jax.model.kernels.saved import PROJECTED, QUERIES_KEYS_VALUES
 from mole_jax.model.layers import Linear, RMSNorm, rematerialised
+from mole_jax.model.quantised import layer_specs, product
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.region import enter_split, in_region, leave_split
 from mole_jax.parallel.sharding import constrain, partition
@@ -85,8 +85,7 @@ class AdaptedLinear(nnx.Module):
         width: int | None = None,
     ) -> Float[Array, "B S O"] | Float[Array, "B H S C"]:
         """Returns the output, cut into heads if `width` is given; the adapter alone sees the input after dropout."""
-        kernel = self.kernel[...].astype(x.dtype)
-        y = x @ kernel if width is None else by_head(x, kernel, width)
+        y = product(x, self.kernel, width)
         return y if self.adapter is None else y + self.adapter(dropped, routing, width)
 
 
@@ -228,7 +227,7 @@ def in_regions(body: Callable, modules: Modules, arguments: tuple, specs: tuple,
     return in_region(
         lambda parameters, *arguments: body(nnx.merge(graph, parameters), *arguments),
         each(lambda parameter: parameter[...]),
-        each(lambda parameter: partition(*parameter.get_metadata("axes")[-parameter.ndim :])),
+        each(layer_specs),
         arguments,
         specs,
         out_specs,

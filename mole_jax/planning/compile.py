@@ -118,7 +118,7 @@ def abstract_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Me
     """
     check_rows(config.train.batch_rows, config.train.accumulation, mesh)
     spec = ModelSpec.of(arch, config.adapter)
-    leaves = spec.abstract(mesh, config.train.trainable, config.model.frozen_dtype)
+    leaves = spec.abstract(mesh, config.train.trainable, config.model.float_dtype, config.model.quantised)
     trainable, frozen = split_trainable(leaves, spec.declarations, config.train.trainable)
     train_step, state = prepare(config, spec, mesh, trainable, total_steps=config.train.steps or 1000)
     rows, place, side = config.train.batch_rows, batch_sharding(mesh), arch.vision.image_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from mole_jax.config import DecodingConfig
+from mole_jax.model.quantised import Quantised
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import batch_sharding, replicated
-from mole_jax.parameters import AdapterParam, DecoderParam, Tree, declared, unflatten
+from mole_jax.parameters import AdapterParam, DecoderParam, Parameter, Tree, declared, unflatten
 from mole_jax.prompts import PromptPreset
 from mole_jax.serving.decode import programs
 from mole_jax.serving.draw import Settings
@@ -82,14 +84,18 @@ class Sampler:
                 yield from ((start + row, piece) for row, piece in enumerate(pieces) if piece)
 
     def weights(self, params: Tree, frozen: Tree) -> Tree:
-        """Returns all arrays, decoder and adapters in the type of the activations, so that no step casts them again."""
+        """Returns all arrays, decoder and adapters in the type of the activations, so that no step casts them again.
+
+        Quantised kernels stay as they are.
+        """
+
+        def ready(parameter: Parameter) -> Any:
+            value = parameter[...]
+            cast = isinstance(parameter, AdapterParam | DecoderParam) and not isinstance(value, Quantised)
+            return value.astype(self.dtype) if cast else value
+
         parameters = declared(nnx.merge(self.graph, params, frozen))
-        return unflatten(
-            {
-                path: one[...].astype(self.dtype) if isinstance(one, AdapterParam | DecoderParam) else one[...]
-                for path, one in parameters.items()
-            }
-        )
+        return unflatten({path: ready(one) for path, one in parameters.items()})
 
     def _all(self, params: Tree, frozen: Tree, prompts: Sequence[Prompt]) -> list[Answer]:
         weights = self.weights(params, frozen)

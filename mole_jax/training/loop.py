@@ -158,12 +158,22 @@ def go_to(run: Run, step: int, position: dict[str, Any]) -> str | None:
 
 def check_same_base(run: Run, step: int) -> None:
     """Raises `UserError` if checkpoint `step` was trained on another base, `Damaged` if it cannot be read."""
-    before = read_meta(run.workdir, step).base_hash
+    meta = read_meta(run.workdir, step)
+    before = meta.base_hash
     if before != run.meta.base_hash:
         raise UserError(
             f"{run.workdir}: was trained on another base than {run.config.model.base} now holds (hash {before[:12]}… "
             f"expected, {run.meta.base_hash[:12]}… found); put the original base back"
         )
+    if meta.quantised != run.meta.quantised:
+        raise UserError(
+            f"{run.workdir}: was trained on a base {of_kind(meta.quantised)}, model.frozen_dtype "
+            f"{run.config.model.frozen_dtype} has it {of_kind(run.meta.quantised)}; put model.frozen_dtype back"
+        )
+
+
+def of_kind(quantised: str | None) -> str:
+    return "in floats" if quantised is None else f"in {quantised}"
 
 
 def other_masks(run: Run, step: int) -> str | None:
@@ -179,7 +189,7 @@ def other_masks(run: Run, step: int) -> str | None:
 def introduce(run: Run, start: int, progress: Progress) -> None:
     """Says what is about to happen: what trains, on what, from where."""
     trained = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
-    frozen = sum(leaf.size for leaf in jax.tree.leaves(run.frozen))
+    frozen = sum(parameter.size for parameter in run.spec.declarations.values()) - trained
     config, shape = run.config, ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     adapter = config.adapter
     kind = {"none": "no adapters", "lora": f"LoRA r={adapter.rank}"}.get(

@@ -19,6 +19,7 @@ from mole_jax.errors import UserError
 from mole_jax.files import made, read_json, write_json
 from mole_jax.model import attention
 from mole_jax.model.objective import Forward
+from mole_jax.model.quantised import Quantised
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import make_mesh
@@ -29,9 +30,8 @@ from mole_jax.training import inputs
 from mole_jax.training.optimizer import make_tx, schedule
 from mole_jax.training.step import TrainState, TrainStep
 from mole_jax.training.summary import trainable_table
-from mole_jax.weights.open import open_model, open_source
+from mole_jax.weights.open import OpenModel, open_model, open_source
 from mole_jax.weights.run import Meta, latest_step, write_params
-from mole_jax.weights.source import Source as Weights
 from mole_jax.weights.sources import locate
 
 CHANGEABLE = (
@@ -112,7 +112,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     if config.model.base is not None:
         base, base_hash = locate(config.model.base), source.content_hash()
     elif frozen:
-        base, base_hash = keep_random_base(workdir, source, flatten(frozen))
+        base, base_hash = keep_random_base(workdir, opened, flatten(frozen))
     else:
         base, base_hash = None, source.content_hash()
     meta = Meta(
@@ -125,6 +125,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         base_hash=base_hash,
         seed=config.seed,
         masks="words",
+        quantised=config.model.quantised,
     )
     if hosts.is_first():
         # Last, when nothing is left to refuse: a mistake must not tie the folder to a config that never ran.
@@ -229,10 +230,20 @@ def _dotted(value: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for name, one in items for path, leaf in _dotted(one, f"{dot}{name}").items()}
 
 
-def keep_random_base(workdir: epath.Path, source: Weights, frozen: dict[str, jax.Array]) -> tuple[str, str]:
-    """Writes frozen weights that no file holds into the run's folder, once; returns their name within it and hash."""
-    folder = workdir / "base"
+def keep_random_base(
+    workdir: epath.Path, opened: OpenModel, frozen: dict[str, jax.Array | Quantised]
+) -> tuple[str, str]:
+    """Writes frozen weights that no file holds into the run's folder, once; returns their name within it and hash.
+
+    Quantised ones are written as the floats that they were made of.
+    """
+    folder, source = workdir / "base", opened.source
     if hosts.first("base", lambda: latest_step(folder)) is None:
+        floats = {
+            path: jax.ShapeDtypeStruct(opened.spec.declarations[path].shape, "float32", sharding=leaf.values.sharding)
+            for path, leaf in frozen.items()
+            if isinstance(leaf, Quantised)
+        }
         meta = Meta(
             architecture=source.architecture,
             adapter=source.adapter,
@@ -243,7 +254,8 @@ def keep_random_base(workdir: epath.Path, source: Weights, frozen: dict[str, jax
             base_hash=source.content_hash(),
             seed=source.seed,
         )
-        write_params(folder, frozen, meta)
+        whole = frozen | opened.spec.initial(floats, opened.seed)
+        write_params(folder, {path: leaf for path, leaf in whole.items() if not isinstance(leaf, Quantised)}, meta)
     return folder.name, open_source(str(folder)).content_hash()
 
 

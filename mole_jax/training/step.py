@@ -63,13 +63,13 @@ class TrainStep:
         gradient = jax.value_and_grad(objective, has_aux=True)
         (total, sums), grads = self.accumulate(gradient, state.params, batch, key)
         norm = optax.tree.norm(grads)
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
-        updates = scale_by_group(cast(Tree, updates), self.factor(state.applied), config.optimizer, self.declarations)
-        after = optax.apply_updates(state.params, updates), opt_state
         # The update too: a finite gradient can still overflow in the moments, the decay or the learning rate.
-        fine = jnp.isfinite(total) & jnp.isfinite(norm) & _finite(after)
+        fine = jnp.isfinite(total) & jnp.isfinite(norm) & _finite(self.update(grads, state))
+        # Worked out again to be applied: old and new are not there together, which would take the memory of a second
+        # state, and the new one is written over the old.
+        grads, state, fine = jax.lax.optimization_barrier((grads, state, fine))
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(fine, new, old), after, (state.params, state.opt_state)
+            lambda new, old: jnp.where(fine, new, old), self.update(grads, state), (state.params, state.opt_state)
         )
         metrics = {
             "finite": fine,
@@ -80,6 +80,13 @@ class TrainStep:
             "sums": sums,
         }
         return TrainState(state.step + 1, state.applied + fine, params, opt_state), metrics
+
+    def update(self, grads: Tree, state: TrainState) -> tuple[Tree, Any]:
+        """Returns parameters and optimizer state after an update by these gradients."""
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        factor = self.factor(state.applied)
+        updates = scale_by_group(cast(Tree, updates), factor, self.config.optimizer, self.declarations)
+        return cast(Tree, optax.apply_updates(state.params, updates)), opt_state
 
     def accumulate(self, gradient, params: Tree, batch: Arrays, key: Array):
         """Sums objective, `Sums` and gradients over the pieces of the batch, one piece at a time."""

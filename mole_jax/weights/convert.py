@@ -68,7 +68,10 @@ def convert(
         made(absolute(output))
         chosen.write(dataclasses.replace(export, leaves=kept), output)
     written = " and ".join(one.name for one in types_by_size(leaves.values()))
-    return f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"
+    line = f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"
+    if source.quantised is not None:
+        line += f"; trained on a base in {source.quantised}, of which this has or names the unquantised weights"
+    return line
 
 
 def _holds_model(folder: epath.Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from mole_jax import config_json
-from mole_jax.config import AdapterConfig, ImageAspect, PromptName
+from mole_jax.config import AdapterConfig, ImageAspect, PromptName, Quantisation
 from mole_jax.errors import UserError
 from mole_jax.files import PathLike
 from mole_jax.weights.leaf import Leaf, Leaves, widest
@@ -77,6 +77,8 @@ class AdapterFile:
     image_aspect: ImageAspect | None = None
     base_hash: str | None = None
     """Hash of the base that the file belongs to; None: it does not say."""
+    quantised: Quantisation | None = None
+    """How the base was quantised when the file's arrays were trained, if it was and the file says it."""
 
 
 @dataclasses.dataclass(frozen=True)

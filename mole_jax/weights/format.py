@@ -108,6 +108,7 @@ class Export:
             base=base[0] if base else None,
             base_hash=base[1] if base else self.source.content_hash(),
             seed=self.source.seed,
+            quantised=self.source.quantised if base else None,
         )
 
     def save_tokenizer(self, folder: str) -> None:
@@ -198,6 +199,7 @@ def over_base(
         base_name=base_name,
         open_base=lambda: base,
         recorded_hash=file.base_hash,
+        quantised=file.quantised,
     )
     _ = source.base  # a wrong base is refused now, while the user looks at both names
     return source

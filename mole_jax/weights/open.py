@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax
 from etils import epath
 
-from mole_jax.config import Config, ModelConfig
+from mole_jax.config import Config, ModelConfig, Quantisation
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.model.architecture import preset
+from mole_jax.model.quantised import Quantised, quantise
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.tokenizer import Tokenizer
@@ -103,13 +104,36 @@ def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
 
 
 def place(
-    spec: ModelSpec, source: Source, mesh: jax.sharding.Mesh, trainable: Collection[str], frozen_dtype: str, seed: int
-) -> dict[str, jax.Array]:
+    spec: ModelSpec,
+    source: Source,
+    mesh: jax.sharding.Mesh,
+    trainable: Collection[str],
+    frozen_dtype: str,
+    seed: int,
+    quantised: Quantisation | None = None,
+) -> dict[str, jax.Array | Quantised]:
     """Loads what `source` has straight into its shardings and makes the rest from the seed."""
-    abstract = spec.abstract(mesh, trainable, frozen_dtype)
-    loaded = source.load(abstract)
+    abstract = spec.abstract(mesh, trainable, frozen_dtype, quantised)
+    loaded: dict[str, jax.Array | Quantised] = {
+        **source.load({path: leaf for path, leaf in abstract.items() if not isinstance(leaf, Quantised)}),
+        **_quantised(source, {path: leaf for path, leaf in abstract.items() if isinstance(leaf, Quantised)}),
+    }
     made = spec.initial({path: leaf for path, leaf in abstract.items() if path not in loaded}, seed)
     return {path: (loaded | made)[path] for path in abstract}
+
+
+def _quantised(source: Source, abstract: Mapping[str, Quantised]) -> dict[str, Quantised]:
+    """Loads kernels and quantises them one after the other: of one at a time the devices hold the floats."""
+    stored, found = source.leaves(abstract), {}
+    for path, leaf in abstract.items():
+        if path not in stored:
+            continue
+        # In the type of the file, which is exact and takes the least room.
+        floats = jax.ShapeDtypeStruct(stored[path].shape, stored[path].dtype, sharding=leaf.values.sharding)
+        places = jax.tree.map(lambda one: one.sharding, leaf)
+        program = jax.jit(quantise, static_argnums=1, out_shardings=places)
+        found[path] = jax.block_until_ready(program(source.load({path: floats})[path], leaf.kind))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,18 +146,25 @@ class OpenModel:
     spec: ModelSpec
     trainable: tuple[str, ...]
     """Groups that are float32."""
-    frozen_dtype: str
+    model: ModelConfig
+    """How the frozen arrays are stored."""
     seed: int
     """Seed of the arrays that no file holds."""
 
-    def place(self) -> dict[str, jax.Array]:
+    def place(self) -> dict[str, jax.Array | Quantised]:
         """Returns all arrays by path, on the mesh.
 
         Raises:
             UserError: the mesh does not divide them, or they cannot be read.
         """
         return place(
-            self.spec, self.source, self.mesh, trainable=self.trainable, frozen_dtype=self.frozen_dtype, seed=self.seed
+            self.spec,
+            self.source,
+            self.mesh,
+            trainable=self.trainable,
+            frozen_dtype=self.model.float_dtype,
+            seed=self.seed,
+            quantised=self.model.quantised,
         )
 
 
@@ -142,7 +173,8 @@ def open_model(config: Config, checkpoint: Source | None = None) -> OpenModel:
 
     Args:
         config: what is trained: `model.base` under new adapters of `adapter`.
-        checkpoint: weights that were trained already. They bring adapters, trained groups and seed themselves.
+        checkpoint: weights that were trained already. They bring adapters, trained groups and seed themselves, and
+            how their base was quantised.
 
     Raises:
         UserError: the weights cannot be opened, there is no tokenizer or not the model's, or there are too few devices.
@@ -153,6 +185,7 @@ def open_model(config: Config, checkpoint: Source | None = None) -> OpenModel:
         adapter, trainable, seed = config.adapter, config.train.trainable, config.seed
     else:
         source, adapter, trainable, seed = checkpoint, checkpoint.adapter, checkpoint.trained, checkpoint.seed
+        config = dataclasses.replace(config, model=with_own_quantisation(config.model, checkpoint))
     tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
     check_vocabulary(tokenizer, source.architecture.decoder.vocab)
     spec = ModelSpec.of(source.architecture, adapter)
@@ -162,6 +195,11 @@ def open_model(config: Config, checkpoint: Source | None = None) -> OpenModel:
         mesh=mesh,
         spec=spec,
         trainable=trainable,
-        frozen_dtype=config.model.frozen_dtype,
+        model=config.model,
         seed=seed,
     )
+
+
+def with_own_quantisation(model: ModelConfig, source: Source) -> ModelConfig:
+    """Returns `model` with the base quantised as it was when these weights were trained on it, if it was."""
+    return model if source.quantised is None else dataclasses.replace(model, frozen_dtype=source.quantised)

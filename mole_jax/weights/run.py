@@ -27,7 +27,7 @@ from orbax.checkpoint import type_handlers
 
 from mole_jax import config_json
 from mole_jax.compat import array_writer
-from mole_jax.config import AdapterConfig, ImageAspect, PromptName
+from mole_jax.config import AdapterConfig, ImageAspect, PromptName, Quantisation
 from mole_jax.errors import UserError
 from mole_jax.files import explained, is_remote, made
 from mole_jax.model.architecture import LlavaArchitecture, check_sizes
@@ -62,6 +62,8 @@ class Meta:
     """SHA-256 of the base, by content."""
     seed: int
     """Seed of the weights that no file holds."""
+    quantised: Quantisation | None = None
+    """How the base was quantised in training. What is stored, here and in the base, is not."""
     format: int = FORMAT
     masks: Literal["elements", "words"] = "elements"
     """What dropout drew: a number for each element (until version 0.1), or words (`mole_jax.adapters.dropout`)."""

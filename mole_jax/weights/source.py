@@ -7,7 +7,7 @@ from typing import Protocol
 
 import jax
 
-from mole_jax.config import AdapterConfig, ImageAspect, PromptName
+from mole_jax.config import AdapterConfig, ImageAspect, PromptName, Quantisation
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.leaf import Leaf
 
@@ -30,6 +30,11 @@ class Source(Protocol):
     @property
     def trained(self) -> tuple[str, ...]:
         """Groups that are float32 here; the rest is frozen."""
+        ...
+
+    @property
+    def quantised(self) -> Quantisation | None:
+        """How the base was quantised while these weights were trained on it; what is stored is not."""
         ...
 
     @property

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mole_jax.config import AdapterConfig, ImageAspect, PromptName
+from mole_jax.config import AdapterConfig, ImageAspect, PromptName, Quantisation
 from mole_jax.config_json import identity_json
 from mole_jax.errors import UserError
 from mole_jax.files import absolute, read_json
@@ -36,6 +36,7 @@ class HfSource:
     adapter = AdapterConfig(kind="none")
     seed = 0
     trained = ()
+    quantised = None
     step = None
 
     @classmethod
@@ -130,6 +131,7 @@ class LayeredSource:
     recorded_hash: str | None
     """Hash of the base that the own arrays belong to. None: they do not say."""
     step: int | None = None
+    quantised: Quantisation | None = None
 
     @functools.cached_property
     def base(self) -> Source:
@@ -184,6 +186,7 @@ class RandomSource:
     seed: int
     adapter = AdapterConfig(kind="none")
     trained = ()
+    quantised = None
     prompt = None
     image_aspect = None
     tokenizer = None

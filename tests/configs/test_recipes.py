@@ -74,6 +74,28 @@ def test_recipe_builds_model_optimizer_and_step_on_eight_devices(name):
     assert here < 1.01 * whole / 8, {p: leaf.sharding.spec for p, leaf in flatten(frozen).items()}
 
 
+def test_the_recipe_of_one_device_quantises_and_changes_nothing_else_that_is_learned():
+    base, one = (cli.load_config(str(ROOT / "configs" / f"llava15_7b_mole{end}.py")) for end in ("", "_int8"))
+    mesh = make_mesh(one.mesh)
+    assert mesh.devices.size == 1
+    check_rows(one.train.batch_rows, one.train.accumulation, mesh)
+    spec, model = ModelSpec.of(preset("vicuna-7b"), one.adapter), one.model
+    leaves = spec.abstract(mesh, one.train.trainable, model.float_dtype, model.quantised)
+    _, frozen = split_trainable(leaves, spec.declarations, one.train.trainable)
+    sizes = [(leaf.dtype, leaf.size) for leaf in jax.tree.leaves(frozen)]
+    # method.md, "Sizes": four projections of d x d and three of d x f in each of 32 layers.
+    assert sum(size for dtype, size in sizes if dtype == "int8") == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert all(dtype in ("int8", "float32", "bfloat16") for dtype, _ in sizes)
+    same = dataclasses.replace(
+        one,
+        name=base.name,
+        model=dataclasses.replace(model, frozen_dtype=base.model.frozen_dtype),
+        train=dataclasses.replace(one.train, accumulation=base.train.accumulation),
+        mesh=base.mesh,
+    )
+    assert same == base
+
+
 def test_the_embedded_default_names_what_is_there():
     """configs/quickstart*.py load and check, and the base that is trained has the shape of the one that is shipped."""
     for name in ("quickstart", "quickstart_base", "real_mix"):

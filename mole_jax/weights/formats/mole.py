@@ -58,6 +58,7 @@ def read_mole(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
         prompt=meta.prompt,
         image_aspect=meta.image_aspect,
         base_hash=meta.base_hash,
+        quantised=meta.quantised,
     )
 
 

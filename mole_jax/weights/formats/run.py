@@ -71,6 +71,7 @@ def _read(given: Given) -> LayeredSource:
         open_base=lambda: given.open(str(base_name)),
         recorded_hash=meta.base_hash,
         step=step,
+        quantised=meta.quantised,
     )
 
 
