@@ -50,6 +50,8 @@ def write_base(case: Case, folder: Path, device: str) -> None:
     with torch.device(device):
         model = LlavaForConditionalGeneration(config).to(getattr(torch, case.dtype))
     model.save_pretrained(folder)
+    del model
+    torch.cuda.empty_cache()  # Two libraries share a GPU's memory.
 
 
 class Ours:
