@@ -71,6 +71,9 @@ MESH = {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}
 STEPS: dict[str, Callable[[], tuple[Step, jax.stages.Traced]]] = {
     "LoRA on one device": lambda: training(step_of(adapter={"kind": "lora"}, train={"trainable": ("adapters",)})),
     "MoLE on one device": lambda: training(step_of()),
+    "MoLE on one device, base in int8": lambda: training(
+        step_of(model={"remat": "full", "frozen_dtype": "int8", "compute_dtype": "bfloat16"})
+    ),
     "MoLE on fsdp 2 x expert 2 x tensor 2": lambda: training(step_of(mesh=MESH, adapter={"experts": 2})),
     "MoLE, one token decoded": lambda: decoding(step_of()),
 }
