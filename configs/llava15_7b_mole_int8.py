@@ -16,7 +16,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         config,
         name="llava15-7b-mole-int8",
-        model=dataclasses.replace(config.model, frozen_dtype="int8"),
+        model=dataclasses.replace(config.model, frozen_dtype="int8", remat="full"),
         train=dataclasses.replace(config.train, accumulation=config.train.batch_rows),
         mesh=MeshConfig(data=1),
     )

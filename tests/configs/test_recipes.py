@@ -89,7 +89,7 @@ def test_the_recipe_of_one_device_quantises_and_changes_nothing_else_that_is_lea
     same = dataclasses.replace(
         one,
         name=base.name,
-        model=dataclasses.replace(model, frozen_dtype=base.model.frozen_dtype),
+        model=dataclasses.replace(model, frozen_dtype=base.model.frozen_dtype, remat=base.model.remat),
         train=dataclasses.replace(one.train, accumulation=base.train.accumulation),
         mesh=base.mesh,
     )

@@ -319,7 +319,7 @@ def test_the_rough_estimate_is_near_what_a_v5e_s_compiler_found(fsdp, tensor, ro
         config,
         model=dataclasses.replace(config.model, remat=remat, attention="xla"),
         mesh=dataclasses.replace(config.mesh, fsdp=fsdp, tensor=tensor),
-        train=dataclasses.replace(config.train, batch_rows=rows),
+        train=dataclasses.replace(config.train, batch_rows=rows, accumulation=1),
     )
     arch = preset("vicuna-7b")
     work = work_of(config, arch, jax.devices()[0])[remat]
