@@ -68,7 +68,8 @@ def convert(
         made(absolute(output))
         chosen.write(dataclasses.replace(export, leaves=kept), output)
     written = " and ".join(one.name for one in types_by_size(leaves.values()))
-    return f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"
+    bare = "" if source.tokenizer else f"without a tokenizer, which {source_path} lacks; "
+    return f"{output}: {bare}{len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"
 
 
 def _holds_model(folder: epath.Path) -> bool:
