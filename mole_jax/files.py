@@ -222,6 +222,12 @@ def explained(path: PathLike) -> Iterator[None]:
             ) from None
         if not isinstance(error, OSError):
             raise
+        at = os.fspath(error.filename) if isinstance(error.filename, str | os.PathLike) else os.fspath(path)
+        if error.errno in (errno.EEXIST, errno.ENOENT) and os.path.islink(at) and not os.path.exists(at):
+            raise UserError(
+                f"{path}: cannot be written ({at} is a link to {os.readlink(at)}, which is not there); remove the link "
+                "or make what it names"
+            ) from None
         remedy = _REMEDIES.get(error.errno or 0, "look at the disk or choose another folder")
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
 

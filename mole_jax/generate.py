@@ -47,6 +47,8 @@ def _parse() -> tuple[GenerateConfig, argparse.Namespace]:
         raise UserError("--questions FILE and --output FILE belong together; give both or neither")
     if flags.questions and flags.image:
         raise UserError("--image belongs to --question and --chat; a file names its images itself")
+    if flags.question is not None and not flags.question.strip():
+        raise UserError("--question is empty; write a question")
     if flags.batch_size < 1:
         raise UserError(f"--batch-size is {flags.batch_size}, it must be at least 1")
     return settings, flags

@@ -82,7 +82,7 @@ class Tokenizer:
         """
         path = epath.Path(path)
         if path.is_dir():
-            found = [path / name for name in (MODEL_FILE, JSON_FILE) if (path / name).exists()]
+            found = [path / name for name in (MODEL_FILE, JSON_FILE) if (path / name).is_file()]
             if not found:
                 raise UserError(f"tokenizer: {path} has neither {MODEL_FILE} nor {JSON_FILE}; give model.tokenizer")
             path = found[0]

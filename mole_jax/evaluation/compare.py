@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -16,10 +17,13 @@ from mole_jax.evaluation.runner import predictions_file
 from mole_jax.evaluation.tables import EVALUATION, aligned, markdown
 from mole_jax.evaluation.tables import score as percent
 from mole_jax.files import made, read_json, read_json_lines, write_json, write_text
+from mole_jax.forms import misfit
 from mole_jax.weights.open import open_source
 
 PREDICTION = {"prediction": str, "references": [str]}
 """What is used of a line of predictions."""
+SCORED = {"metric": str, "questions": int, "pins": {"metric_version": str}}
+"""What is used of a task with a score."""
 SEED = 0
 """Of the resamples: the same two evaluations always compare alike."""
 
@@ -74,14 +78,14 @@ def compare(a: str, b: str) -> Comparison:
                 raise UserError(f"{file}: has no scores of task {name}, the other has; evaluate both on the same tasks")
     found = {}
     for name, task in tasks_a.items():
-        pins_a, pins_b = task.get("pins", {}), tasks_b[name].get("pins", {})
+        pins_a, pins_b = task["pins"], tasks_b[name]["pins"]
         differs = first_difference(pins_a, pins_b, but=WEIGHTS)
         if differs is not None:
             raise UserError(
                 f"task {name}: {differs} is {pins_a.get(differs)!r} in {file_a} and {pins_b.get(differs)!r} in "
                 f"{file_b}, so the scores do not compare; evaluate one of them again"
             )
-        found[name] = _paired(name, task["metric"], pins_a["metric_version"], file_a, file_b)
+        found[name] = _paired(name, task, pins_a["metric_version"], file_a, file_b)
     return Comparison(str(file_a), str(file_b), found)
 
 
@@ -123,16 +127,21 @@ def _read(path: str) -> tuple[epath.Path, dict[str, Any]]:
     tasks = {name: task for name, task in read["tasks"].items() if task.get("score") is not None}
     if not tasks:
         raise UserError(f"{file}: has no scores; evaluate with evaluation.generate on")
+    for name, task in tasks.items():
+        if wrong := misfit(task, SCORED, f"tasks.{name}"):
+            raise UserError(f"{file}: is not as it was written ({wrong}); evaluate that checkpoint again")
     return file, tasks
 
 
-def _paired(name: str, metric: str, version: str, file_a: epath.Path, file_b: epath.Path) -> dict[str, Any]:
-    if version != METRIC_VERSIONS[metric]:
+def _paired(name: str, task: Mapping[str, Any], version: str, file_a: epath.Path, file_b: epath.Path) -> dict[str, Any]:
+    metric = task["metric"]
+    if version != METRIC_VERSIONS.get(metric):
         raise UserError(
-            f"{file_a}: task {name} was scored by version {version} of {metric}, this is {METRIC_VERSIONS[metric]}; "
-            "evaluate both again"
+            f"{file_a}: task {name} was scored by version {version} of {metric}, this is "
+            f"{METRIC_VERSIONS.get(metric, 'no such metric')}; evaluate both again"
         )
-    rows, numbers = zip(*(_scored(name, metric, file) for file in (file_a, file_b)), strict=True)
+    scored = (_scored(name, metric, task["questions"], file) for file in (file_a, file_b))
+    rows, numbers = zip(*scored, strict=True)
     difference, low, high, p = paired_bootstrap(rows[1], rows[0], seed=SEED, metric=metric)
     return {
         "metric": metric,
@@ -145,10 +154,12 @@ def _paired(name: str, metric: str, version: str, file_a: epath.Path, file_b: ep
     }
 
 
-def _scored(name: str, metric: str, file: epath.Path):
+def _scored(name: str, metric: str, questions: int, file: epath.Path):
     """Scores the predictions again: a set's metric needs all of a question's numbers, the file has its score."""
     path = predictions_file(file, name)
     if not path.exists():
         raise UserError(f"{path}: the predictions are gone; evaluate that checkpoint again")
     lines = read_json_lines(path, PREDICTION)
+    if len(lines) != questions:
+        raise UserError(f"{path}: has {len(lines)} predictions of {questions}; evaluate that checkpoint again")
     return score_answers(metric, [line["prediction"] for line in lines], [line["references"] for line in lines])

@@ -36,6 +36,7 @@ td:not(:first-child) { font-variant-numeric: tabular-nums; } img { max-width: 10
 Tasks = Mapping[str, Mapping[str, Any]]
 
 EXPERT_USE_FILE = "eval/expert_use.json"
+CONFIG = {"name": (str, None), "train": ({"log_every": (int, None)}, None)}
 METRICS = {"step": int, ...: MAYBE_NUMBER}
 EXPERT_USE = {"domains": [str], "use": [[[NUMBER]]]}
 DATA_REPORT = {
@@ -70,7 +71,7 @@ def read_run(workdir: os.PathLike[str] | str) -> RunFiles:
     last = max(by_step, default=0)
     metrics = read_json_lines(folder / "metrics.jsonl", METRICS) if (folder / "metrics.jsonl").exists() else []
     return RunFiles(
-        config=_read(folder / "config.json"),
+        config=_read(folder / "config.json", CONFIG),
         metrics=metrics,
         before=by_step.get(0, {}),
         after=by_step[last] if last > 0 else {},
@@ -109,16 +110,27 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
             continue
         write_bytes(made(folder / "plots") / f"{name}.png", data)
         pictures[name] = data
+    if missing := _missing_steps(run):
+        absent.append(f"metrics: metrics.jsonl has no lines of {len(missing)} steps from {missing[0]} to {missing[-1]}")
     if run.after and not run.before:
         absent.append("before: there was no evaluation before the first step")
     if run.before and not run.after:
         absent.append("after: there was no evaluation after the first step")
     for name in ("config", "data_report", "trainable"):
-        if getattr(run, name) is None:
-            absent.append(f"{name}: no {name}.json")
+        if not getattr(run, name):
+            absent.append(f"{name}: no {name}.json, or nothing in it")
     page = folder / "report.html"
     write_text(page, _page(run, pictures, absent))
     return page
+
+
+def _missing_steps(run: RunFiles) -> list[int]:
+    """Returns the steps up to the last that is known whose metrics were due and are not there."""
+    every = ((run.config or {}).get("train") or {}).get("log_every") or 0
+    if not run.metrics or every < 1:
+        return []
+    there = {record["step"] for record in run.metrics}
+    return [step for step in range(every, max(*there, run.after_step or 0) + 1, every) if step not in there]
 
 
 def _page(run: RunFiles, pictures: Mapping[str, bytes], absent: Sequence[str]) -> str:

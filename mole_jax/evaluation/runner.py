@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -235,12 +236,17 @@ def held_out_result(task: TaskConfig, data: DataConfig, added: Sequence[Sums]) -
     examples whose answers greedy decoding would give token for token.
 
     Raises:
-        UserError: the task has no example that fits.
+        UserError: the task has no example that fits, or the model gives NaN or Inf.
     """
     tokens = sum(float(sums.tokens.sum()) for sums in added)
     if not tokens:
         raise no_example(task, data)
     loss = sum(float(sums.losses.sum()) for sums in added)
+    if not math.isfinite(loss):
+        raise UserError(
+            f"task {task.name}: the model gives a loss of {loss} on {task.path}: its numbers overflow; take an earlier "
+            "checkpoint, or train anew with a lower optimizer.learning_rate or optimizer.weight_decay"
+        )
     examples, right = (sum(int(getattr(sums, name)) for sums in added) for name in ("rows", "right"))
     use = np.sum([sums.use.sum(axis=0, dtype=np.float64) for sums in added], axis=0)
     found = {"loss": loss / tokens, "answer_tokens": int(tokens), "examples": examples, "exact": right / examples}

@@ -24,6 +24,7 @@ from mole_jax.terminal import escaped
 from mole_jax.training.loop import train
 from mole_jax.training.telemetry import read_metrics
 from mole_jax.weights.open import open_base
+from mole_jax.weights.run import CHECKPOINTS, latest_step
 
 POLL_SECONDS = 5.0
 
@@ -78,7 +79,13 @@ def _folder(workdir: epath.Path, arm: Arm, seed: int) -> epath.Path:
 
 
 def _done(arm: Arm, folder: epath.Path) -> bool:
-    return hosts.first("done", result_file(folder, arm.steps).exists)
+    """Tells whether a run has its last result and checkpoint, between which a kill can come; users may delete all."""
+
+    def whole() -> bool:
+        saved = not (folder / CHECKPOINTS).exists() or latest_step(folder) == arm.steps
+        return saved and result_file(folder, arm.steps).exists()
+
+    return hosts.first("done", whole)
 
 
 def _time(folder: epath.Path, together: int) -> None:

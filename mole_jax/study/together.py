@@ -27,7 +27,7 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
 from mole_jax.parameters import Tree, flatten
 from mole_jax.training.checkpoint import Checkpointer
-from mole_jax.training.loop import TERMINATED, evaluate, introduce, resume, save, sigterm
+from mole_jax.training.loop import TERMINATED, evaluate, gives_numbers, introduce, resume, save, sigterm
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
 from mole_jax.training.step import TrainState
@@ -88,6 +88,10 @@ class Lane:
         """Saves the state after the batch that was drawn last."""
         save(self.run, self.checkpointer, step, state, position=self._position, held_out=None)
 
+    def gives_numbers(self, state: TrainState) -> bool:
+        """Tells whether the model is sound on rows of the batch that was drawn last."""
+        return gives_numbers(self.run, state, self._batch)
+
     def evaluate(self, step: int, state: TrainState) -> None:
         generate = self.run.config.evaluation.generate and step in (0, self.run.total_steps)
         evaluate(self.run, step, state, self.progress, generate=generate)
@@ -127,7 +131,7 @@ class SeedsTogether:
         step_all = self._programs[_program_key(lanes[0].run)].step
         if start == 0 and config.evaluation.at_start:
             _evaluate(lanes, 0, states)
-        step, stop = start, False
+        step, stop, sound = start, False, [True] * len(lanes)
         with contextlib.ExitStack() as opened, sigterm() as terminated:
             for lane in lanes:
                 lane.open(opened, start, sharing=len(lanes))
@@ -148,14 +152,16 @@ class SeedsTogether:
                 stop = terminated() or any(lane.log.too_many_bad_steps for lane in lanes)
                 if stop or last or step % config.checkpoint.every == 0:
                     _flush(lanes)
-                    for i, lane in enumerate(lanes):
+                    if stop or last:
+                        sound = [lane.gives_numbers(_of_seed(states, i)) for i, lane in enumerate(lanes)]
+                    for i, lane in enumerate(lanes) if all(sound) else ():
                         lane.save(step, _of_seed(states, i))
                 if stop:
                     break
         for lane in lanes:
             lane.checkpointer.close()
         for i, lane in enumerate(lanes):
-            lane.log.check(step, int(states.applied[i]))
+            lane.log.check(step, int(states.applied[i]), sound=sound[i])
         if stop:
             lanes[0].progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
             sys.exit(TERMINATED)

@@ -11,11 +11,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from mole_jax.adapters import expert_sharding
 from mole_jax.config import Config
 from mole_jax.data import left_out
+from mole_jax.data.batch import Batch
 from mole_jax.data.left_out import LeftOut
 from mole_jax.data.mixture import merged
 from mole_jax.errors import UserError
@@ -71,7 +73,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
     written = MetricsWriter(workdir, resume_step=start) if hosts.is_first() else nullcontext()
     with written as writer, Prefetch(run.mixture) as batches, sigterm() as terminated:
         log = StepLog(run, writer, progress)
-        step, stop = start, False
+        step, stop, sound = start, False, True
         for step in range(start + 1, run.total_steps + 1):
             with log.waiting_for_data():
                 batch, position = next(batches)
@@ -92,7 +94,9 @@ def _train(config: Config, workdir: epath.Path) -> None:
                 held_out = evaluate(run, step, state, progress, generate=last and config.evaluation.generate)
                 log.restart_clock()
             stop = terminated() or log.too_many_bad_steps
-            if stop or last or step % config.checkpoint.every == 0:
+            if log.too_many_bad_steps or (last and held_out is None):
+                sound = gives_numbers(run, state, batch)
+            if sound and (stop or last or step % config.checkpoint.every == 0):
                 log.flush()
                 if writer is not None:
                     writer.flush()  # a bucket's metrics are written in pieces, and must not lag the checkpoint
@@ -101,7 +105,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
                 break
     checkpointer.close()
 
-    log.check(step, int(state.applied))
+    log.check(step, int(state.applied), sound=sound)
     if stop:
         progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
         sys.exit(TERMINATED)
@@ -246,6 +250,18 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
         if task.get("skipped"):
             progress.say(f"step {step}: {(skipped := left_out.of_task(name, task))}", warn=skipped.notable)
     return sum(task["loss"] for task in result["tasks"].values()) / len(result["tasks"])
+
+
+def gives_numbers(run: Run, state: TrainState, batch: Batch) -> bool:
+    """Tells whether the model's loss on a few rows is finite: no later step shows it, and finite numbers can overflow.
+
+    One row a device is enough, and does not need the memory that the whole batch would without its pieces.
+    """
+    rows = batch_shards(run.mesh) // reader(run.mesh)[1]
+    few = put_batch({name: array[:rows] for name, array in batch.arrays().items()}, run.mesh)
+    with jax.set_mesh(run.mesh):
+        sums = jax.device_get(run.evaluation_step(state.params, run.frozen, few))
+    return bool(np.isfinite(sums.losses).all())
 
 
 def finish(run: Run, state: TrainState, progress: Progress) -> None:

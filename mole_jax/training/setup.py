@@ -30,7 +30,7 @@ from mole_jax.training import inputs
 from mole_jax.training.optimizer import make_tx, schedule
 from mole_jax.training.step import TrainState, TrainStep
 from mole_jax.training.summary import trainable_table
-from mole_jax.weights.open import OpenModel, open_model, open_source
+from mole_jax.weights.open import OpenModel, check_image_token, open_model, open_source
 from mole_jax.weights.run import Meta, latest_step, write_params
 from mole_jax.weights.sources import locate
 
@@ -91,6 +91,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     opened = open_model(config)
     source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec
     arch = source.architecture
+    check_image_token(tokenizer, arch.image_token_id)
     check_room(config.data, arch.image, positions=arch.decoder.max_position)
     given = inputs.look(config, tokenizer)
     unchecked.append(hosts.first("inputs", lambda: inputs.check(workdir, given)))

@@ -38,7 +38,7 @@ class StepLog:
         self._flops = step_flops(run.config, run.spec.arch, run.spec.declarations, run.config.train.trainable)
         self._peak = peak_flops(run.mesh.devices.flat[0])
         self._pending: tuple[int, Batch, Mapping[str, Any]] | None = None
-        self._bad_in_a_row = 0
+        self._bad_in_a_row, self._update_alone_bad = 0, False
         self._readers = reader(run.mesh)[1]
         # Routed by domain there is no router to watch.
         watched = run.config.adapter.kind == "mole" and run.config.adapter.route_by != "domain"
@@ -52,25 +52,41 @@ class StepLog:
     def too_many_bad_steps(self) -> bool:
         return self._bad_in_a_row >= self._run.config.train.max_bad_steps
 
-    def check(self, step: int, applied: int) -> None:
-        """Checks a run that has ended after `step` with so many updates `applied`.
+    def check(self, step: int, applied: int, *, sound: bool) -> None:
+        """Checks a run that has ended after `step` with so many updates `applied`; a `sound` model gives numbers.
 
         Raises:
-            UserError: too many bad steps in a row have ended it, or all of its steps were bad.
+            UserError: too many bad steps in a row have ended it, all of its steps were bad, or the model gives NaN.
         """
         config, workdir, total = self._run.config, self._run.workdir, self._run.total_steps
         if self.too_many_bad_steps:
+            mend = (
+                f"look at them; the same command goes on behind them; to {self._remedy()} needs a new --workdir"
+                if sound
+                else f"the model itself gives NaN or Inf by now and is not saved; {self._remedy()} in a new --workdir"
+            )
             raise UserError(
                 f"{config.train.max_bad_steps} steps in a row up to step {step} gave a NaN or Inf loss, gradient or "
-                f"update and were not applied (records in {workdir / BAD_STEPS_FILE}); look at them; the same command "
-                "goes on behind them; a lower optimizer.learning_rate or model.compute_dtype float32 needs a new "
-                "--workdir"
+                f"update and were not applied (records in {workdir / BAD_STEPS_FILE}); {mend}"
             )
         if step == total and total and not applied:
             raise UserError(
                 f"{workdir}: not one of {total} steps could be applied, each gave a NaN or Inf loss, gradient or "
-                f"update ({BAD_STEPS_FILE}); lower optimizer.learning_rate and choose another --workdir"
+                f"update ({BAD_STEPS_FILE}); {self._remedy()} and choose another --workdir"
             )
+        if not sound:
+            raise UserError(
+                f"{workdir}: the model gives NaN or Inf after step {step}, though its parameters are finite, and is "
+                f"not saved; {self._remedy()} and choose another --workdir"
+            )
+
+    def _remedy(self) -> str:
+        """What can help against the last bad step, or a model that overflows."""
+        optimizer = self._run.config.optimizer
+        if self._update_alone_bad and not optimizer.eps:
+            return "raise optimizer.eps, which is 0"
+        rates = "lower optimizer.learning_rate or optimizer.weight_decay"
+        return rates if self._update_alone_bad else f"{rates}, or set model.compute_dtype float32"
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -98,6 +114,7 @@ class StepLog:
         self._tokens += int(np.count_nonzero(batch.segment_ids)) * self._readers
         self._bad_in_a_row = 0 if host["finite"] else self._bad_in_a_row + 1
         if not host["finite"]:
+            self._update_alone_bad = bool(np.isfinite(host["total_loss"]) and np.isfinite(host["grad_norm"]))
             self._report_bad(step, batch, host)
         elif self._watch is not None:
             self._watch.add(step, host["sums"].use)

@@ -68,7 +68,9 @@ def convert(
         made(absolute(output))
         chosen.write(dataclasses.replace(export, leaves=kept), output)
     written = " and ".join(one.name for one in types_by_size(leaves.values()))
-    line = f"{output}: {len(leaves)} arrays, {sum(leaf.size for leaf in leaves.values()):,} numbers as {written}"
+    bare = "" if source.tokenizer else f"without a tokenizer, which {source_path} lacks; "
+    numbers = sum(leaf.size for leaf in leaves.values())
+    line = f"{output}: {bare}{len(leaves)} arrays, {numbers:,} numbers as {written}"
     if source.quantised is not None:
         line += f"; trained on a base in {source.quantised}, of which this has or names the unquantised weights"
     return line

@@ -15,6 +15,7 @@ from mole_jax.model.architecture import preset
 from mole_jax.model.quantised import Quantised, quantise
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
+from mole_jax.prompts import IMAGE
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights import formats
 from mole_jax.weights.format import Given, Opened
@@ -99,6 +100,16 @@ def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
     if tokenizer.vocab_size > vocab:
         raise UserError(
             f"config: model.tokenizer has {tokenizer.vocab_size} tokens, the model's embedding {vocab}; "
+            "use the tokenizer that belongs to the checkpoint"
+        )
+
+
+def check_image_token(tokenizer: Tokenizer, image_id: int) -> None:
+    """Raises `UserError` if the tokenizer has a word where the model has images: it would be read as one."""
+    word = tokenizer.token(image_id)
+    if word is not None and not tokenizer.is_special(image_id) and word != IMAGE:
+        raise UserError(
+            f"config: model.tokenizer has the word {word!r} as {image_id}, where the model has images; "
             "use the tokenizer that belongs to the checkpoint"
         )
 

@@ -23,7 +23,7 @@ def evaluation(folder, said, step=7, names=("docs",), **pins):
     """Writes what `Evaluator.run` leaves of one task or more."""
     file = folder / "eval" / f"step_{step:08d}.json"
     file.with_suffix("").mkdir(parents=True)
-    task = {"score": 0.5, "loss": 1.0, "metric": "exact_match", "pins": PINS | pins}
+    task = {"score": 0.5, "loss": 1.0, "metric": "exact_match", "questions": 40, "pins": PINS | pins}
     file.write_text(json.dumps({"step": step, "tasks": dict.fromkeys(names, task)}))
     for name in names:
         lines = [
@@ -85,9 +85,28 @@ def test_what_is_not_there_is_told(tmp_path):
     old = [evaluation(tmp_path / name, BAD, metric_version="0") for name in ("c", "d")]
     with pytest.raises(UserError, match="was scored by version 0 of exact_match, this is 1; evaluate both again"):
         compare(*map(str, old))
-    (a / "eval" / "step_00000007" / "docs.jsonl").unlink()
+    predictions, other = a / "eval" / "step_00000007" / "docs.jsonl", str(evaluation(tmp_path / "e", BAD))
+    lines = predictions.read_text().splitlines(keepends=True)
+    for left in (0, 17):
+        predictions.write_text("".join(lines[:left]))
+        with pytest.raises(UserError, match=rf"docs.jsonl: has {left} predictions of 40; evaluate"):
+            compare(str(a), other)
+    predictions.unlink()
     with pytest.raises(UserError, match="the predictions are gone"):
-        compare(str(a), str(evaluation(tmp_path / "e", BAD)))
+        compare(str(a), other)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("questions", None), ("metric", None), ("pins", {}), ("pins", {"metric_version": 1})]
+)
+def test_scores_without_what_belongs_to_them_are_told(tmp_path, field, value):
+    a, b = evaluation(tmp_path / "a", BAD), evaluation(tmp_path / "b", GOOD)
+    file = a / "eval" / "step_00000007.json"
+    found = json.loads(file.read_text())
+    found["tasks"]["docs"][field] = value
+    file.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=rf"step_00000007.json: is not as it was written \(tasks.docs.{field}"):
+        compare(str(a), str(b))
 
 
 def test_the_door_prints_the_table_and_writes_it(tmp_path):

@@ -98,6 +98,21 @@ def test_missing_pieces_are_left_out_and_said(tmp_path):
     assert summary_table(tmp_path) == "no evaluation was made"
 
 
+@pytest.mark.parametrize(("every", "missing"), [(1, "80 steps from 121 to 200"), (50, "2 steps from 150 to 200")])
+def test_metrics_that_end_before_the_evaluation_are_told(workdir, every, missing):
+    (workdir / "config.json").write_text(json.dumps({"name": "try", "train": {"log_every": every}}))
+    file = workdir / "metrics.jsonl"
+    file.write_text("".join(line for line in file.read_text().splitlines(keepends=True)[:120]))
+    assert f"metrics: metrics.jsonl has no lines of {missing}" in text_of(write_report(workdir))
+
+
+def test_files_with_nothing_in_them_are_told(workdir):
+    for name in ("config", "data_report", "trainable"):
+        (workdir / f"{name}.json").write_text("[]" if name == "trainable" else "{}")
+    text = text_of(write_report(workdir))
+    assert all(f"{name}: no {name}.json, or nothing in it" in text for name in ("config", "data_report", "trainable"))
+
+
 def test_evaluation_without_a_start_is_no_before(workdir):
     (workdir / "eval/step_00000000.json").unlink()
     assert read_run(workdir).before == {}

@@ -68,7 +68,8 @@ def test_a_file_is_answered_and_resumed_without_asking_twice(assistant, tmp_path
     # Killed within the fourth line: that one is asked again, the three before are kept as they are.
     lines = answers.read_text().splitlines(keepends=True)
     kept = [line.replace('"text": "', '"text": "kept ') for line in lines[:3]]
-    answers.write_text("".join(kept) + lines[3][:20])
+    # That was within a character, too.
+    answers.write_bytes("".join(kept).encode() + lines[3][:20].encode() + "ä".encode()[:1])
     outcome = answer_file(assistant, asked, answers, model_id="m")
     assert (outcome.answered, outcome.before) == (2, 3)
     assert answers.read_text() == "".join(kept + lines[3:])
@@ -245,6 +246,7 @@ def test_the_door_answers_a_file_and_chats_on_several_devices(assistant, run, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--question", " "), "--question is empty; write a question"),
         (("--question", "a", "--chat"), "argument --chat: not allowed with argument --question (try --help)"),
         ((), "one of the arguments --question --questions --chat is required (try --help)"),
         (("--questions", "a.jsonl"), "--questions FILE and --output FILE belong together; give both or neither"),

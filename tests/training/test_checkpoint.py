@@ -105,6 +105,23 @@ def test_too_little_space_is_told_before_the_first_step(data, tmp_path, monkeypa
     assert not list(tmp_path.rglob("checkpoints/[0-9]*"))
 
 
+@pytest.mark.parametrize("tasks", [True, False], ids=["evaluated", "not evaluated"])
+@pytest.mark.parametrize("optimizer", [{"learning_rate": 1e38}, {"weight_decay": 1e38}], ids=str)
+def test_a_model_that_overflows_though_its_parameters_are_finite_is_not_saved(data, tmp_path, optimizer, tasks):
+    """The first update is finite, what the model makes of it is not: nothing but a step to come would show it."""
+    options = {"optimizer": optimizer, "train": {"steps": 2}, "checkpoint": {"every": 2}}
+    with pytest.raises(UserError, match=r"the model gives (NaN or Inf|a loss of).*lower optimizer.learning_rate"):
+        train(tiny.config(data, **options, **({} if tasks else {"evaluation": {"tasks": ()}})), absolute(str(tmp_path)))
+    assert not list(tmp_path.glob("checkpoints/[0-9]*"))
+
+
+def test_what_is_advised_against_an_update_that_is_not_finite_can_help(data, tmp_path):
+    """Adam divides 0 by 0 for parameters without a gradient, whatever the learning rate is."""
+    config = tiny.config(data, optimizer={"eps": 0.0}, **{**OPTIONS, "train": {"steps": 2}})
+    with pytest.raises(UserError, match=r"not one of 2 steps could be applied.*; raise optimizer.eps, which is 0"):
+        train(config, absolute(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("optimizer", "bad"),
     [({"weight_decay": 1e39, "warmup_fraction": 0.0}, [1, 2]), ({"learning_rate": 1e39, "clip_norm": None}, [1, 2])],

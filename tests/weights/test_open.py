@@ -9,8 +9,9 @@ import pytest
 
 from mole_jax.config import AdapterConfig, Config, MeshConfig, ModelConfig
 from mole_jax.errors import UserError
+from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.convert import convert
-from mole_jax.weights.open import open_base, open_model, open_source
+from mole_jax.weights.open import check_image_token, open_base, open_model, open_source
 from tests.tiny import TOKENIZER
 from tests.weights.runs import leaves_of, trained_run
 
@@ -58,3 +59,11 @@ def test_a_folder_may_have_signs_that_mean_something_in_a_url(tmp_path, goldens,
     folder = tmp_path / name
     shutil.copytree(goldens / "old_run" / "run" / "base", folder)
     assert open_source(str(folder)).content_hash() == open_source(str(goldens / "old_run/run/base")).content_hash()
+
+
+def test_a_word_where_the_model_has_images_is_refused_for_training():
+    tokenizer = Tokenizer.load(TOKENIZER)
+    with pytest.raises(UserError, match=r"has the word '.*' as 400, where the model has images; use the"):
+        check_image_token(tokenizer, 400)
+    for free_or_special in (tokenizer.vocab_size, tokenizer.eos_id):
+        check_image_token(tokenizer, free_or_special)
