@@ -84,17 +84,10 @@ def quantise(kernels: Float[Array, "L I O"], kind: Quantisation) -> Quantised:
 
 
 def dequantise(kernel: Quantised, dtype: jnp.dtype) -> Float[Array, "I O"]:
-    """Returns one layer's kernel in the type `dtype`. The compiler makes it within the product that reads it."""
-    # As they lie: XLA:TPU would rather have some kernels transposed, and keeps a second copy of all layers for it.
-    kernel = dataclasses.replace(kernel, values=with_layout_constraint(kernel.values, Layout((0, 1))))
-    if kernel.kind == "int8":
-        return qwix.dequantize(qwix.QArray(kernel.values, kernel.scale)).astype(dtype)
-    # Not by qwix, whose look-up takes 40 % more cycles of a TPU with its product than the choices here.
-    (tiles, outputs), bytes_in = kernel.scale.shape, len(kernel.values)
-    halves = kernel.values.reshape(tiles, bytes_in // tiles, outputs).astype(jnp.int32)
-    codes = jnp.concatenate([halves & 15, halves >> 4], axis=1)
-    wide = _level(codes, dtype) * kernel.scale[:, None].astype(dtype)
-    return wide.reshape(2 * bytes_in, outputs)
+    """Returns one layer's kernel in the type `dtype`."""
+    if kernel.kind == "nf4":
+        return _together(*_halves(kernel, dtype), tiles=len(kernel.scale), axis=0)
+    return qwix.dequantize(qwix.QArray(_as_it_lies(kernel.values), kernel.scale)).astype(dtype)
 
 
 def product(
@@ -111,12 +104,25 @@ def product(
 
 @jax.custom_vjp
 def _product(x: Float[Array, "*B I"], kernel: Quantised) -> Float[Array, "*B O"]:
-    """The derivative is written out: left to itself, it would keep the kernel in floats for the backward pass."""
-    return x @ dequantise(kernel, x.dtype)
+    """The derivative is written out: left to itself, it would keep the kernel in floats for the backward pass.
+
+    The compiler makes floats within the product that reads them. It would not if halves of nf4 were put together first.
+    """
+    if kernel.kind == "int8":
+        return x @ dequantise(kernel, x.dtype)
+    wide, parts = jnp.promote_types(x.dtype, jnp.float32), x.reshape(*x.shape[:-1], len(kernel.scale), 2, -1)
+    low, high = (
+        jnp.matmul(parts[..., half, :].reshape(*x.shape[:-1], -1), weights, preferred_element_type=wide)
+        for half, weights in enumerate(_halves(kernel, x.dtype))
+    )
+    return (low + high).astype(x.dtype)
 
 
 def _backward(kernel: Quantised, dy: Float[Array, "*B O"]) -> tuple[Float[Array, "*B I"], None]:
-    return dy @ dequantise(kernel, dy.dtype).T, None
+    if kernel.kind == "int8":
+        return dy @ dequantise(kernel, dy.dtype).T, None
+    low, high = (dy @ weights.T for weights in _halves(kernel, dy.dtype))
+    return _together(low, high, tiles=len(kernel.scale), axis=-1), None
 
 
 _product.defvjp(lambda x, kernel: (_product(x, kernel), kernel), _backward)
@@ -174,6 +180,27 @@ def tile_of(inputs: int) -> int:
 def _cut(spec: PartitionSpec, kind: Quantisation) -> Quantised:
     """Returns how the arrays of a quantised kernel are cut where the kernel would be by `spec`."""
     return Quantised(spec, PartitionSpec(*spec[:-2], None, spec[-1]) if kind == "int8" else spec)
+
+
+def _as_it_lies(values: Array) -> Array:
+    """XLA:TPU would rather have some kernels transposed, and keeps a second copy of all layers for it."""
+    return with_layout_constraint(values, Layout((0, 1)))
+
+
+def _halves(kernel: Quantised, dtype: jnp.dtype) -> tuple[Float[Array, "I/2 O"], Float[Array, "I/2 O"]]:
+    """Returns the first and the second half of every tile of an nf4 kernel."""
+    # Not by qwix, whose look-up takes 40 % more cycles of a TPU with its product than the choices here.
+    codes = _as_it_lies(kernel.values).astype(jnp.int32)
+    scale = jnp.repeat(kernel.scale.astype(dtype), len(kernel.values) // len(kernel.scale), axis=0)
+    return _level(codes & 15, dtype) * scale, _level(codes >> 4, dtype) * scale
+
+
+def _together(first: Array, second: Array, *, tiles: int, axis: int) -> Array:
+    """Joins what belongs to the first and the second halves of tiles, which lie along an axis."""
+    axis %= first.ndim
+    parts = (one.reshape(*one.shape[:axis], tiles, -1, *one.shape[axis + 1 :]) for one in (first, second))
+    whole = jnp.concatenate(list(parts), axis=axis + 1)
+    return whole.reshape(*first.shape[:axis], -1, *first.shape[axis + 1 :])
 
 
 def _level(codes: Int[Array, "*A"], dtype: jnp.dtype) -> Float[Array, "*A"]:
