@@ -152,10 +152,10 @@ def tiny_llava(goldens):
 @pytest.mark.parametrize(
     ("kind", "mesh"),
     [
-        ("int8", MeshConfig(data=1, fsdp=8)),
+        pytest.param("int8", MeshConfig(data=1, fsdp=8), marks=pytest.mark.slow),
         ("int8", MeshConfig(data=1, fsdp=2, expert=2, tensor=2)),
         ("nf4", MeshConfig(data=2, fsdp=2, tensor=2)),
-        ("nf4", MeshConfig(data=2, expert=4)),
+        pytest.param("nf4", MeshConfig(data=2, expert=4), marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_computes_what_one_device_does(one, kind, mesh):
