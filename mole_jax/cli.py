@@ -22,8 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import tyro
-
 from mole_jax import config as config_module
 from mole_jax.compat import option_strings
 from mole_jax.config import Config, DataConfig, DomainConfig, EvaluationConfig, TaskConfig
@@ -216,8 +214,6 @@ class Options[T]:
         self.value, self.joint, self.repeated = value, joint, repeated
         self.fields = {self.spelt(flag): annotation for flag, annotation in _fields(value).items()}
         """Annotation of every option, by its flag."""
-        config = (tyro.conf.FlagConversionOff, *((tyro.conf.UseAppendAction,) if repeated else ()))
-        self._style: dict[str, Any] = {"use_underscores": joint == "_", "config": config}
 
     def spelt(self, flag: str) -> str:
         """Returns a flag whose words may be joined either way as the fields are named here."""
@@ -253,7 +249,7 @@ class Options[T]:
         # tyro draws with what the output's encoding has, so it is shown the real one.
         printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            tyro.cli(type(self.value), default=self.value, args=["--help"], **self._style)
+            self._cli(self.value, ["--help"])
         printed.seek(0)
         lines = printed.read().splitlines()
         # tyro's own usage and summary end where its first box begins; ours stand above.
@@ -285,9 +281,15 @@ class Options[T]:
         """Applies one option. ValueError: tyro refuses it (its boxed message is dropped, the caller knows better)."""
         try:
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-                return tyro.cli(type(value), default=value, args=arguments, **self._style)
+                return self._cli(value, arguments)
         except SystemExit:
             raise ValueError(arguments) from None
+
+    def _cli(self, value: T, arguments: list[str]) -> T:
+        import tyro  # a fifth of a second, and most starts override nothing
+
+        config = (tyro.conf.FlagConversionOff, *((tyro.conf.UseAppendAction,) if self.repeated else ()))
+        return tyro.cli(type(value), default=value, args=arguments, use_underscores=self.joint == "_", config=config)
 
 
 def _fields(value: Any, prefix: str = "--") -> dict[str, Any]:

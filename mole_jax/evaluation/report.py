@@ -19,7 +19,6 @@ from etils import epath
 
 from mole_jax.data.left_out import of_report
 from mole_jax.errors import UserError
-from mole_jax.evaluation import plots
 from mole_jax.evaluation.tables import ABSENT, EVALUATION, SUM, Rows, aligned, number, score, scored
 from mole_jax.files import made, read_json, read_json_lines, write_bytes, write_text
 from mole_jax.forms import MAYBE_NUMBER, NUMBER
@@ -90,6 +89,8 @@ def summary_table(workdir: os.PathLike[str] | str) -> str:
 
 def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
     """Writes `plots/*.png` and `report.html` into the run's folder and returns the page's path."""
+    from mole_jax.evaluation import plots  # training imports this file long before it draws
+
     folder = epath.Path(workdir)
     run = read_run(folder)
     absent: list[str] = []
@@ -167,7 +168,11 @@ def _page(run: RunFiles, pictures: Mapping[str, bytes], absent: Sequence[str]) -
 def _scores_plot(run: RunFiles) -> bytes | None:
     before, after = ({name: task for name, task in tasks.items() if name != SUM} for tasks in (run.before, run.after))
     scores = [task.get("score") for task in (*before.values(), *after.values())]
-    return plots.scores(before, after) if any(score is not None for score in scores) else None
+    if all(score is None for score in scores):
+        return None
+    from mole_jax.evaluation import plots
+
+    return plots.scores(before, after)
 
 
 def _score_rows(run: RunFiles) -> list[list[str]]:

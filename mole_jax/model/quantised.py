@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import qwix
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -67,6 +66,8 @@ def quantises(path: str) -> bool:
 def quantise(kernels: Float[Array, "L I O"], kind: Quantisation) -> Quantised:
     """Returns stacked kernels quantised from their float32 values, one layer after the other."""
 
+    import qwix  # only needed here and below, and slow to import
+
     def one(kernel: Float[Array, "I O"]) -> Quantised:
         wide = kernel.astype(jnp.float32)
         if kind == "int8":
@@ -87,6 +88,8 @@ def dequantise(kernel: Quantised, dtype: jnp.dtype) -> Float[Array, "I O"]:
     """Returns one layer's kernel in the type `dtype`."""
     if kernel.kind == "nf4":
         return _together(*_halves(kernel, dtype), tiles=len(kernel.scale), axis=0)
+    import qwix
+
     return qwix.dequantize(qwix.QArray(_as_it_lies(kernel.values), kernel.scale)).astype(dtype)
 
 

@@ -6,13 +6,20 @@ import argparse
 import hashlib
 import os
 import platform
+import re
 import sys
 import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 FOLDER = "~/.cache/mole_jax/compiled"
 MOST_BYTES = 20 << 30
 """Programs that were not used for longest are deleted beyond this."""
+_ASKED, _FOUND = (f"/jax/compilation_cache/{name}" for name in ("compile_requests_use_cache", "cache_hits"))
+_events = Counter[str]()
 
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +34,7 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
 def keep(flags: argparse.Namespace) -> None:
     """Keeps the programs that this process compiles, small ones too, and takes those that are kept.
 
-    Where the folder cannot be written, a warning says so and nothing is kept.
+    Where the folder cannot be written, a warning says so and nothing is kept. Where it fails later, one line says so.
     """
     import jax  # after the command line is known to be right
 
@@ -46,10 +53,29 @@ def keep(flags: argparse.Namespace) -> None:
             jax.config.update("jax_enable_compilation_cache", False)
             return
     jax.config.update("jax_compilation_cache_dir", folder)
+    warnings.showwarning = _once(warnings.showwarning, folder)
+    jax.monitoring.register_event_listener(lambda event, **_: _events.update([event]))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if given is None:
         jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+
+
+def _once(show: Callable[..., None], folder: str) -> Callable[..., None]:
+    """Returns a display of warnings that has one line for a folder that fails, where jax has some for each program."""
+    failed = False
+
+    def shown(message: Warning | str, *more: Any) -> None:
+        nonlocal failed
+        found = re.match(r"Error (?:read|writ)ing persistent compilation cache entry for '.*?': (.*)", str(message))
+        if found is None:
+            show(message, *more)
+        elif not failed:
+            failed = True
+            remedy = "what fails there is compiled anew (free some space, or delete the folder)"
+            print(f"warning: {folder}: {found[1]}; {remedy}", file=sys.stderr)
+
+    return shown
 
 
 def folder() -> str | None:
@@ -57,6 +83,17 @@ def folder() -> str | None:
     import jax
 
     return jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
+
+
+def counts() -> dict[str, int]:
+    """Returns how many programs this process has compiled and how many it has found; nothing where none are kept."""
+    return {"compiled": _events[_ASKED] - _events[_FOUND], "found": _events[_FOUND]} if _events[_ASKED] else {}
+
+
+def told() -> str:
+    """Returns `counts` in words."""
+    numbers = counts()
+    return f"{numbers['compiled']} programs compiled, {numbers['found']} found" if numbers else "no programs are kept"
 
 
 def _processor() -> str:

@@ -33,11 +33,11 @@ from mole_jax.terminal import escaped
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
-from mole_jax.training.startup import Startup
+from mole_jax.training.startup import STARTS_FILE, Startup
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
 from mole_jax.training.summary import format_table, trainable_table
-from mole_jax.training.telemetry import MetricsWriter, Progress
+from mole_jax.training.telemetry import MetricsWriter, Progress, record_events
 from mole_jax.weights.run import CHECKPOINTS, Damaged, read_meta
 from mole_jax.workdir import claimed
 
@@ -58,17 +58,18 @@ def train(config: Config, workdir: epath.Path) -> None:
 
 def _train(config: Config, workdir: epath.Path) -> None:
     startup = Startup()
-    run = set_up(config, workdir)
-    startup.lap("data and weights")
+    run = set_up(config, workdir, lap=startup.lap)
     checkpointer = Checkpointer(workdir, config.checkpoint)
     start, state, said = resume(run, checkpointer)
     progress = Progress(run.total_steps, start, show=hosts.is_first())
     for note in (*run.unchecked, *said):
         progress.say(note)
+    startup.lap("checkpoints")
     introduce(run, start, progress)
+    startup.lap("look at records")
     if start == 0 and config.evaluation.at_start:
         evaluate(run, 0, state, progress, generate=config.evaluation.generate)
-    startup.lap("checkpoints, evaluation")
+        startup.lap("evaluation")
 
     written = MetricsWriter(workdir, resume_step=start) if hosts.is_first() else nullcontext()
     with written as writer, Prefetch(run.mixture) as batches, sigterm() as terminated:
@@ -85,8 +86,10 @@ def _train(config: Config, workdir: epath.Path) -> None:
                 state, output = run.step(state, run.frozen, arrays)
             if step == start + 1:
                 jax.block_until_ready(output)
-                startup.lap("compiling and the step")
-                progress.say(str(startup))
+                startup.lap("compilation and step")
+                progress.say(f"{startup}; {compiled.told()}")
+                if hosts.is_first():
+                    record_events(workdir / STARTS_FILE, step, [startup.parts | compiled.counts()])
             log.add(step, batch, output)
             last, held_out = step == run.total_steps, None
             if last or (config.evaluation.every and step % config.evaluation.every == 0):

@@ -12,7 +12,6 @@ from jaxtyping import Float
 
 from mole_jax.adapters.usage import collapsed_layers, shares
 from mole_jax.config import Config
-from mole_jax.evaluation import plots
 from mole_jax.training.telemetry import MetricsWriter, record_events
 
 EVENTS_FILE = "routing_events.jsonl"
@@ -57,6 +56,8 @@ class RoutingWatch:
         """Shows in TensorBoard each domain's heat map of layer by expert: shares of the tokens of the last steps."""
         if not self._window:
             return
+        from mole_jax.evaluation import plots  # matplotlib is slow to import: not before the first step
+
         use = self._use()
         names = [domain.name for domain in self._config.data.domains]
         present = [number for number in range(len(names)) if use[number].sum()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -76,8 +77,13 @@ class Run:
     """What to say of the run that is resumed, where not all that it was given is known."""
 
 
-def set_up(config: Config, workdir: epath.Path) -> Run:
-    """Opens base, tokenizer and data, places the model on the mesh and compiles nothing yet.
+def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = lambda part: None) -> Run:
+    """Opens base, tokenizer and data, places the model on the mesh and compiles nothing of the step yet.
+
+    Args:
+        config: the run's.
+        workdir: its folder.
+        lap: is told each part that is done.
 
     Raises:
         UserError: whatever of config, data, base, mesh or workdir does not fit.
@@ -85,6 +91,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     hosts.agree("config", _dotted(config_json.to_json(config)) | {"version of jax": jax.__version__})
     # Before the base, which may be a long download away.
     mesh = make_mesh(config.mesh)
+    lap("devices")
     check_rows(config.train.batch_rows, config.train.accumulation, mesh)
     attention.check(config.model.attention, mesh.devices.flat[0].device_kind.split()[0])
     unchecked = [hosts.first("workdir", lambda: check_same_run(workdir, config))]
@@ -108,14 +115,17 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
     )
     hosts.agree("data", mixture.get_state()["mixture"])
     total_steps = count_steps(config, mixture, workdir)
-    trainable, frozen = split_trainable(opened.place(), spec.declarations, config.train.trainable)
+    lap("data")
+    with ThreadPoolExecutor(1) as pool:
+        hashed = pool.submit(source.content_hash)  # reads what is loaded meanwhile
+        trainable, frozen = split_trainable(opened.place(), spec.declarations, config.train.trainable)
     train_step, state = prepare(config, spec, mesh, trainable, total_steps)
     if config.model.base is not None:
-        base, base_hash = locate(config.model.base), source.content_hash()
+        base, base_hash = locate(config.model.base), hashed.result()
     elif frozen:
         base, base_hash = keep_random_base(workdir, opened, flatten(frozen))
     else:
-        base, base_hash = None, source.content_hash()
+        base, base_hash = None, hashed.result()
     meta = Meta(
         architecture=arch,
         adapter=config.adapter,
@@ -135,6 +145,7 @@ def set_up(config: Config, workdir: epath.Path) -> Run:
         tokenizer.save(str(workdir))
         write_json(workdir / "trainable.json", trainable_table(spec.declarations, config.train.trainable))
     hosts.barrier("start")
+    lap("weights")
     return Run(
         config=config,
         workdir=workdir,

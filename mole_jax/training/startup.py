@@ -6,6 +6,9 @@ import os
 import time
 from pathlib import Path
 
+STARTS_FILE = "starts.jsonl"
+"""Of a run's folder: for each start its first step, the seconds of every part, programs compiled and found."""
+
 
 class Startup:
     """A stopwatch that runs since the process began."""

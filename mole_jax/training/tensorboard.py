@@ -6,22 +6,18 @@ waits for ever; here the write itself fails.
 
 from __future__ import annotations
 
+import functools
 import io
 import socket
 import struct
 import time
+import types
 from typing import IO, Any
 
 import numpy as np
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import masked_crc32c
 
 from mole_jax.files import explained, is_remote, made, write_bytes
-
-events: Any = event_pb2
-"""Its classes are made at import, where no type checker sees them."""
 
 
 class EventFile:
@@ -33,24 +29,19 @@ class EventFile:
         Raises:
             UserError: the file cannot be written.
         """
-        now = time.time()
-        self._path = folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
+        self._purge_step: int | None = purge_step
+        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         made(folder)
         with explained(self._path):
             self._stream: IO[bytes] = io.BytesIO() if is_remote(folder) else open(self._path, "wb")  # noqa: SIM115
-        self._write(events.Event(wall_time=now, file_version="brain.Event:2"))
-        self._write(
-            events.Event(wall_time=now, step=purge_step, session_log=events.SessionLog(status=events.SessionLog.START))
-        )
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Adds a number."""
-        self._write(events.Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
+        self._add(step=step, summary=_writing().summary.scalar(name, value))
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Adds a picture, (H, W, 3) uint8."""
-        shown = summary.image(name, pixels, dataformats="HWC")
-        self._write(events.Event(wall_time=time.time(), step=step, summary=shown))
+        self._add(step=step, summary=_writing().summary.image(name, pixels, dataformats="HWC"))
 
     def flush(self) -> None:
         """Makes all events visible to readers.
@@ -58,6 +49,7 @@ class EventFile:
         Raises:
             UserError: the file cannot be written.
         """
+        self._begin()
         if isinstance(self._stream, io.BytesIO):
             write_bytes(self._path, self._stream.getvalue())
             return
@@ -72,10 +64,29 @@ class EventFile:
             with explained(self._path):
                 self._stream.close()
 
-    def _write(self, event: Any) -> None:
+    def _begin(self) -> None:
+        """Writes what a file begins with: its version, and from which step on earlier files do not count."""
+        if (step := self._purge_step) is not None:
+            self._purge_step, log = None, _writing().event_pb2.SessionLog
+            self._add(file_version="brain.Event:2")
+            self._add(step=step, session_log=log(status=log.START))
+
+    def _add(self, **event: Any) -> None:
+        self._begin()
+        tensorboardX = _writing()
         # The TFRecord format: length, its checksum, the content, its checksum.
-        content = event.SerializeToString()
+        content = tensorboardX.event_pb2.Event(wall_time=time.time(), **event).SerializeToString()
         length = struct.pack("<Q", len(content))
-        checks = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
+        checks = (struct.pack("<I", tensorboardX.masked_crc32c(part)) for part in (length, content))
         with explained(self._path):
             self._stream.write(length + next(checks) + content + next(checks))
+
+
+@functools.cache
+def _writing() -> Any:
+    """Returns what is used of tensorboardX, which takes half a second to import: not before the first step."""
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import masked_crc32c
+
+    return types.SimpleNamespace(summary=summary, event_pb2=event_pb2, masked_crc32c=masked_crc32c)

@@ -7,8 +7,11 @@ A folder is ``config.json`` beside ``model.safetensors``, or beside several file
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
@@ -23,6 +26,9 @@ from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, tensor, widest
 from mole_jax.weights.names import LeafSpec, canonical, ignored, leaf_specs
 from mole_jax.weights.safetensors_io import TensorFolder, tensor_files
 
+_PIECE = 1 << 24  # bytes
+_THREADS = 2 * min(8, os.cpu_count() or 1)  # one reads while another copies
+_ROWS = 16
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
@@ -85,8 +91,8 @@ class HfCheckpoint:
     def read(self, path: str, index: Sequence[slice] | None = None, dtype: DTypeLike | None = None) -> np.ndarray:
         """Reads a slice of a leaf. Fit for the callback of `jax.make_array_from_callback`.
 
-        Only the bytes asked for are read, one layer's tensor at a time: the host holds the slice once, and a layer's
-        share of it.
+        Only the bytes asked for are read, by several threads: the host holds the slice once, and of each thread a
+        piece of at most `_PIECE` bytes.
 
         Args:
             path: the leaf, as in `leaf_shapes`.
@@ -103,17 +109,41 @@ class HfCheckpoint:
             raise ValueError(f"{path}: slices with steps are not read")
         ranges = [slice(start, max(start, stop)) for start, stop, _ in bounds]
         dtype = widest(self._dtypes(spec)) if dtype is None else dtype
-        if not spec.stacked:
-            return np.ascontiguousarray(self._piece(spec.names[0], spec, ranges), dtype=dtype)
-        names = spec.names[ranges[0]]
-        out = np.empty((len(names), *(one.stop - one.start for one in ranges[1:])), dtype)
-        for layer, name in enumerate(names):
-            out[layer] = self._piece(name, spec, ranges[1:])
+        out = np.empty([one.stop - one.start for one in ranges], dtype)
+        names, layers, ours = [spec.names[0]], out[None], ranges
+        if spec.stacked:
+            names, layers, ours = spec.names[ranges[0]], out, ranges[1:]
+        rows, *rest = (ours[axis] for axis in spec.inverse)
+        each = math.prod(one.stop - one.start for one in rest) * max(one.itemsize for one in self._dtypes(spec))
+        step = max(1, _PIECE // max(each, 1))
+        pieces = [
+            (name, layer.transpose(spec.inverse), start)
+            for name, layer in zip(names, layers, strict=True)
+            for start in range(rows.start, rows.stop, step)
+        ]
+
+        def fill(name: str, layer: np.ndarray, start: int) -> None:
+            stop = min(start + step, rows.stop)
+            piece = self._tensors.read(self._stored[name], (slice(start, stop), *rest))
+            _copy(piece, layer[start - rows.start : stop - rows.start])
+
+        if len(pieces) < 2:
+            for piece in pieces:
+                fill(*piece)
+            return out
+        with ThreadPoolExecutor(min(_THREADS, len(pieces))) as pool:
+            for done in [pool.submit(fill, *piece) for piece in pieces]:
+                done.result()
         return out
 
-    def _piece(self, name: str, spec: LeafSpec, ours: Sequence[slice]) -> np.ndarray:
-        foreign = tuple(ours[axis] for axis in spec.inverse)
-        return self._tensors.read(self._stored[name], foreign).transpose(spec.permutation)
+
+def _copy(given: np.ndarray, into: np.ndarray) -> None:
+    """Copies an array into one of any strides."""
+    if given.dtype == into.dtype:  # as whole numbers, or numpy holds Python's lock for what it does not know (bfloat16)
+        given, into = (one.view(f"u{one.itemsize}") for one in (given, into))
+    # A few rows at a time: a transposed copy in one go misses the processor's cache at every number.
+    for start in range(0, len(given), _ROWS):
+        into[start : start + _ROWS] = given[start : start + _ROWS]
 
 
 def with_generation_file(arch: LlavaArchitecture, folder: epath.Path) -> LlavaArchitecture:

@@ -105,7 +105,31 @@ class TensorFolder:
         return self._file_of[name].read(name, index)
 
 
-class _SafetensorsFile:
+class _ByRows:
+    """A safetensors file of whose tensors the rows that are asked for are read, and no more."""
+
+    path: epath.Path
+    shapes: dict[str, Shape]
+    types: dict[str, str]
+    _places: dict[str, int]
+    """First byte of every tensor."""
+
+    def _numbers(self, dtype: np.dtype, place: int, count: int) -> np.ndarray:
+        """Reads so many numbers from a byte on; fewer where the file ends."""
+        raise NotImplementedError
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        shape, dtype = self.shapes[name], np.dtype(self.types[name])
+        start, stop, _ = index[0].indices(shape[0]) if index else (0, shape[0] if shape else 1, 1)
+        rows, row = max(stop - start, 0), math.prod(shape[1:])
+        found = self._numbers(dtype, self._places[name] + start * row * dtype.itemsize, rows * row)
+        if len(found) != rows * row:
+            raise UserError(f"{self.path}: has become shorter while it was read; copy it there again")
+        whole = found.reshape((rows, *shape[1:]) if shape else ())
+        return whole[(slice(None), *index[1:])] if index else whole
+
+
+class _SafetensorsFile(_ByRows):
     def __init__(self, path: epath.Path):
         self.path = path
         try:
@@ -117,21 +141,26 @@ class _SafetensorsFile:
                     name: _NAMES.get(str(one.get_dtype()), str(one.get_dtype())) for name, one in found.items()
                 }
                 self.metadata: Mapping[str, str] = handle.metadata() or {}
-        except (SafetensorError, OSError) as error:
+            with path.open("rb") as stream:
+                begin, header = _header(stream, path.stat().length)
+            self._places = {name: begin + header[name]["data_offsets"][0] for name in found}
+        except (SafetensorError, OSError, ValueError) as error:
             check_no_pointer(path)
             raise UserError(f"{path}: not a whole safetensors file ({_first_line(error)}); download it again") from None
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        # Opened for each read: an open file stays mapped, and what was read of it counts as this process's memory.
+        if self.types[name] in _TYPES:
+            return super().read(name, index)
         with safe_open(str(self.path), framework="numpy") as handle:
             return handle.get_slice(name)[index] if index else handle.get_tensor(name)
 
+    def _numbers(self, dtype: np.dtype, place: int, count: int) -> np.ndarray:
+        # The library maps the file: threads would wait for each other's page faults under Python's lock.
+        return np.fromfile(self.path, f"u{dtype.itemsize}", count, offset=place).view(dtype)
 
-class FetchedFile:
-    """One in a bucket, which cannot be mapped: of a tensor the rows that are asked for are fetched, and no more.
 
-    The library reads files of a disk alone, so its checks of the header against the file are made here.
-    """
+class FetchedFile(_ByRows):
+    """One in a bucket: the library reads files of a disk alone, so its checks of the header are made here."""
 
     def __init__(self, path: epath.Path):
         self.path = path
@@ -139,15 +168,10 @@ class FetchedFile:
         self.types: dict[str, str] = {}
         try:
             with path.open("rb") as stream:
-                length = int.from_bytes(bytes(stream.read(8)), "little")
-                self._start = 8 + length
-                room = path.stat().length - self._start
-                if length > _MAX_HEADER or room < 0:
-                    raise ValueError(f"a header of {length:,} bytes")
-                header = json.loads(stream.read(length))
+                begin, header = _header(stream, size := path.stat().length)
             self.metadata: Mapping[str, str] = {key: str(one) for key, one in header.pop("__metadata__", {}).items()}
-            self._offsets = {name: one["data_offsets"][0] for name, one in header.items()}
-            _check_places(header, room)
+            self._places = {name: begin + one["data_offsets"][0] for name, one in header.items()}
+            _check_places(header, size - begin)
             for name, one in header.items():
                 self.shapes[name] = tuple(one["shape"])
                 self.types[name] = _NAMES.get(one["dtype"]) or str(one["dtype"])
@@ -157,17 +181,21 @@ class FetchedFile:
                 f"{path}: not a whole safetensors file ({_first_line(error)}); copy it there again"
             ) from None
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        shape, dtype = self.shapes[name], np.dtype(self.types[name])
-        start, stop, _ = index[0].indices(shape[0]) if index else (0, shape[0] if shape else 1, 1)
-        rows, row = max(stop - start, 0), math.prod(shape[1:]) * dtype.itemsize
+    def _numbers(self, dtype: np.dtype, place: int, count: int) -> np.ndarray:
+        if not count:
+            return np.empty(0, dtype)
         with self.path.open("rb") as stream:
-            stream.seek(self._start + self._offsets[name] + start * row)
-            content = bytes(stream.read(rows * row)) if rows * row else b""
-        if len(content) != rows * row:
-            raise UserError(f"{self.path}: has become shorter while it was read; copy it there again")
-        whole = np.frombuffer(content, dtype).reshape((rows, *shape[1:]) if shape else ())
-        return whole[(slice(None), *index[1:])] if index else whole
+            stream.seek(place)
+            content = bytes(stream.read(count * dtype.itemsize))
+        return np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+
+
+def _header(stream: IO[bytes], size: int) -> tuple[int, dict[str, Any]]:
+    """Returns the byte of a file of `size` bytes at which the tensors begin, and what is said of them before."""
+    length = int.from_bytes(bytes(stream.read(8)), "little")
+    if length > _MAX_HEADER or 8 + length > size:
+        raise ValueError(f"a header of {length:,} bytes")
+    return 8 + length, json.loads(stream.read(length))
 
 
 def _check_places(header: Mapping[str, Any], room: int) -> None:

@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import argparse, sys
+import argparse, os, resource
 from mole_jax.parallel import compiled
 parser = argparse.ArgumentParser()
 compiled.add_flag(parser)
 compiled.keep(parser.parse_args())
+LIMIT = int(os.environ.get("LIMIT", 0))  # bytes that a file can have
 import jax, jax.numpy as jnp
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
+if LIMIT:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
 jax.jit(lambda x: jnp.tanh(x @ x).sum())(jnp.ones((8, 8))).block_until_ready()
 count = lambda what: found.count(f"/jax/compilation_cache/cache_{what}")
 print("hits", count("hits"), "misses", count("misses"))
@@ -65,3 +68,15 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path, place):
     assert warned.count("\n") == 1
     assert warned.startswith(f"warning: {folder}: ")
     assert "compiled programs are not kept" in warned
+
+
+def test_a_folder_that_is_full_later_is_one_warning(tmp_path):
+    given = tmp_path / "given"
+    warned = run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(given), LIMIT="100")[2]
+    assert warned.count("\n") == 1
+    assert warned.startswith(f"warning: {given}: OSError: [Errno 27] File too large; what fails there is compiled anew")
+    # What was cut off is not taken for a program.
+    hits, _, warned = run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(given))
+    assert hits == 0
+    assert warned.count("\n") == 1
+    assert warned.startswith(f"warning: {given}: ")

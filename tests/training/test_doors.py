@@ -114,6 +114,23 @@ def test_a_killed_run_resumes_to_the_same_bits(config, whole, tmp_path):
     assert results[0] == results[1]
 
 
+def test_a_second_start_compiles_nothing(config, tmp_path):
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "kept"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    starts = []
+    for name in ("one", "two"):
+        line = command(config, tmp_path / name, "--train.steps", "1", "--checkpoint.every", "1")
+        done = subprocess.run(line, env=ENVIRONMENT | kept, cwd=tiny.ROOT, capture_output=True, text=True, check=True)
+        starts.append(json.loads((tmp_path / name / "starts.jsonl").read_text()))
+        assert "first step after " in done.stderr
+    first, second = starts
+    assert first["step"] == second["step"] == 1
+    assert first["compiled"] > 1  # with those of the evaluation before
+    assert (second["compiled"], second["found"]) == (0, first["compiled"] + first["found"])
+    parts = {"imports", "devices", "data", "weights", "evaluation", "first batch", "compilation and step"}
+    assert parts <= second.keys()
+    assert all(second[part] >= 0 for part in parts)
+
+
 def test_sigterm_saves_and_the_same_command_resumes(config, whole, tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(

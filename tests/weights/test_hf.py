@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import PRESETS, RopeScaling
+from mole_jax.weights import hf_checkpoint
 from mole_jax.weights.formats.hf import write_hf
 from mole_jax.weights.hf_checkpoint import HfCheckpoint, content_hash
 from mole_jax.weights.hf_config import architecture_from_hf, architecture_to_hf
@@ -110,11 +111,15 @@ def test_every_layout_reads_the_same(goldens: Path, tmp_path: Path, layout: str)
         np.testing.assert_array_equal(other.read(path), golden.read(path), err_msg=path)
 
 
-def test_slices_are_slices_of_the_whole(goldens: Path):
+@pytest.mark.parametrize("piece", [1 << 24, 2500, 1], ids=["one piece", "pieces of rows", "single rows"])
+def test_slices_are_slices_of_the_whole(goldens: Path, monkeypatch: pytest.MonkeyPatch, piece: int):
     checkpoint = HfCheckpoint.open(goldens / "tiny_llava_gqa")
     rng = np.random.default_rng(0)
+    wholes = {path: checkpoint.read(path) for path in checkpoint.leaf_shapes()}
+    monkeypatch.setattr(hf_checkpoint, "_PIECE", piece)  # bytes that a thread reads at a time
     for path, shape in checkpoint.leaf_shapes().items():
-        whole = checkpoint.read(path)
+        whole = wholes[path]
+        np.testing.assert_array_equal(checkpoint.read(path), whole, err_msg=path)
         index = tuple(slice(*sorted(rng.choice(size + 1, 2, replace=False))) for size in shape)
         for one in (index, (slice(None), *index[1:]), (index[0], *(slice(None),) * (len(shape) - 1))):
             part = checkpoint.read(path, one)
