@@ -96,16 +96,15 @@ WORDS
 """
 
 
-def chat_template(prompt: PromptPreset, *, image: str = IMAGE, bos: bool = True) -> str:
+def chat_template(prompt: PromptPreset, *, image: str = IMAGE) -> str:
     """Returns a preset as a Jinja template, for transformers' `apply_chat_template`.
 
-    The text that it makes has all special tokens in it, BOS too, so the tokenizer is to add none. Parts of a message
-    are joined, an image is a line of its own; then what holds for a turn of `mole_jax.data.conversation` holds.
+    The text that it makes has no BOS, as with LLaVA's own: the tokenizer adds it, here as to any other text. Parts of a
+    message are joined, an image is a line of its own; then what holds for a turn of `mole_jax.data.conversation` holds.
 
     Args:
         prompt: the preset.
         image: text of the token in whose place an image stands.
-        bos: the tokenizer has a BOS.
     """
     names = {
         "SYSTEM": json.dumps(prompt.system and prompt.system + " "),
@@ -114,5 +113,4 @@ def chat_template(prompt: PromptPreset, *, image: str = IMAGE, bos: bool = True)
         "IMAGE": json.dumps(image),
     }
     text = (_PLAIN if prompt.plain else _CHAT).replace("WORDS\n", _WORDS)
-    text = re.sub("|".join(names), lambda found: names[found[0]], text)
-    return ("{{- bos_token -}}\n" if prompt.bos and bos else "") + text
+    return re.sub("|".join(names), lambda found: names[found[0]], text)

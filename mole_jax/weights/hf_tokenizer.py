@@ -109,14 +109,16 @@ class HfTokenizer:
             content = read_json(where)
             _add(content, (self.image, self.pad))
         if theirs is None:
-            # Our template brings all special tokens itself, and each text between them is cut by itself.
-            adds, content["post_processor"] = {"add_bos_token": False, "add_eos_token": False}, None
+            # As the weights were trained. Not in the template: a text made by it, tokenized later, would have two.
+            first = PROMPTS[prompt or "v1"].bos and bos is not None
+            adds = {"add_bos_token": first, "add_eos_token": False}
+            content["post_processor"] = _first(bos, own.bos_id) if first else None
             _prefix_always(content.get("pre_tokenizer"))
         content |= {"truncation": None, "padding": None}
         self._check(content, where=str(where))
         write_json(where, content, indent=2)
         write_json(folder / CONFIG_FILE, self._config(content, config) | adds, indent=2)
-        ours = chat_template(PROMPTS[prompt or "v1"], image=self.image.text, bos=bos is not None)
+        ours = chat_template(PROMPTS[prompt or "v1"], image=self.image.text)
         write_text(folder / TEMPLATE_FILE, theirs or ours)
         for name in (SPECIAL_FILE, ADDED_FILE, OLD_TEMPLATE_FILE):
             (folder / name).unlink(missing_ok=True)  # tokenizer_config.json says what they say

@@ -137,14 +137,28 @@ def test_auto_processor_gives_our_ids_and_pixels(runs, picture, tmp_path, kind, 
             np.testing.assert_allclose(levels, ours, atol=1e-3)
 
 
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_plain_text_begins_with_bos_as_in_training(picture, tmp_path, prompt):
+    """Given to the processor without the chat template, as in the examples of transformers' documentation."""
+    Beside.of(ARCH, tokenizer=TOKENIZER, prompt=prompt).write(tmp_path)
+    own, processor = Tokenizer.load(TOKENIZER), auto_processor(tmp_path)
+    before, after = "USER: ", "\nWhat is on the right? ASSISTANT:"
+    found = processor(text=f"{before}{IMAGE}{after}", images=Image.open(picture), return_tensors="np")["input_ids"][0]
+    images = [ARCH.image_token_id] * ARCH.image_span
+    first = [] if prompt == "llava_mole" else [own.bos_id]
+    assert found.tolist() == [*first, *own.encode(before)[0], *images, *own.encode(after)[0]]
+
+
 def test_special_tokens_in_a_question_are_words_where_transformers_is_asked_for_it(tmp_path, picture):
+    """transformers does so only where the tokenizer adds nothing: BOS is then the caller's to add."""
     Beside.of(ARCH, tokenizer=TOKENIZER, prompt="v1").write(tmp_path)
     words, shown = [f"{IMAGE}\nIs </s> or <pad> here, or <0x41>?"], Image.open(picture)
     ours, processor = our_ids(words, Tokenizer.load(TOKENIZER), "v1"), auto_processor(tmp_path)
     assert 2 not in ours
     said, flags = messages(words, shown), {"add_generation_prompt": True, "tokenize": True}
     assert 2 in processor.apply_chat_template(said, **flags)[0]
-    np.testing.assert_array_equal(processor.apply_chat_template(said, sanitize_control_tokens=True, **flags)[0], ours)
+    words = processor.apply_chat_template(said, sanitize_control_tokens=True, add_special_tokens=False, **flags)[0]
+    np.testing.assert_array_equal([processor.tokenizer.bos_token_id, *words], ours)
 
 
 def test_words_that_no_template_has_a_place_for_are_refused(runs, picture, tmp_path):
@@ -358,7 +372,7 @@ def test_tokens_that_are_there_are_kept(tmp_path):
     own = Tokenizer.load(tmp_path)
     text = "It is <loc> red."
     assert 490 in own.encode(text)[0]
-    assert processor.tokenizer(text)["input_ids"] == own.encode(text)[0]
+    assert processor.tokenizer(text)["input_ids"] == [own.bos_id, *own.encode(text)[0]]
 
 
 WORDS = st.lists(
