@@ -59,9 +59,12 @@ def attention_flops(shape: tuple[int, int, int, int]) -> tuple[float, float]:
 def attentions(
     shape: tuple[int, int, int, int], dtype: str, device: str
 ) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
-    """Returns by name a causal attention of heads (B, S, H, C), and the same with its backward pass."""
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(4)]
+    """Returns by name a causal attention of (B, S, H, C), and the same with its backward pass.
+
+    As in both libraries' decoders it takes (B, H, S, C) and gives (B, S, H, C).
+    """
+    rng, heads_first = np.random.default_rng(0), tuple(shape[axis] for axis in (0, 2, 1, 3))
+    arrays = [rng.normal(size=size).astype(np.float32) for size in (*3 * (heads_first,), shape)]
     *given, dy = (jnp.asarray(one, jnp.dtype(dtype)) for one in arrays)
     segments = jnp.ones(shape[:2], jnp.int32)
     forward, both = {}, {}
@@ -77,27 +80,30 @@ def attentions(
         one, two = jax.jit(attend), jax.jit(pulled)
         forward[kernel] = lambda one=one: jax.block_until_ready(one(*given))
         both[kernel] = lambda two=two: jax.block_until_ready(two(dy, *given))
-    *tensors, dtensor = (torch.from_numpy(one).to(device, getattr(torch, dtype)).transpose(1, 2) for one in arrays)
+    *tensors, dtensor = (torch.from_numpy(one).to(device, getattr(torch, dtype)) for one in arrays)
     q, k, v = (one.requires_grad_() for one in tensors)
-    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def sdpa() -> torch.Tensor:
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return y.transpose(1, 2).contiguous()
 
     def ahead() -> torch.Tensor:
         with torch.no_grad():
-            return waited(sdpa(q, k, v, is_causal=True))
+            return waited(sdpa())
 
     def back() -> tuple[torch.Tensor, ...]:
-        y = sdpa(q, k, v, is_causal=True)
+        y = sdpa()
         return tuple(waited(one) for one in (y, *torch.autograd.grad(y, (q, k, v), dtensor)))
 
     return {**forward, "torch sdpa": ahead}, {**both, "torch sdpa": back}
 
 
 def as_arrays(found: object) -> list[np.ndarray]:
-    """Returns an attention's output, or output and gradients, as float32 (B, S, H, C)."""
+    """Returns an attention's output, or output and gradients, as float32."""
 
     def array(one: object) -> np.ndarray:
         if isinstance(one, torch.Tensor):
-            return one.detach().transpose(1, 2).float().cpu().numpy()
+            return one.detach().float().cpu().numpy()
         return np.asarray(cast(jax.Array, one), np.float32)
 
     leaves = jax.tree.leaves(found, is_leaf=lambda one: isinstance(one, torch.Tensor))

@@ -25,7 +25,7 @@ from mole_jax.tokenizer import Tokenizer
 
 STATE_VERSION = 2
 CONTENT = "content"
-SURVEYED, SURVEYORS = 1000, 8
+SURVEYED, SURVEYORS = 500, 8
 """Records that `Mixture.survey` looks at, and its threads: some seconds."""
 MOST_SHARDS = 16
 """Shards without `data.shards`: as many hosts can read without reading more than their share."""

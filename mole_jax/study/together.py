@@ -27,7 +27,16 @@ from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parallel.sharding import replicated
 from mole_jax.parameters import Tree, flatten
 from mole_jax.training.checkpoint import Checkpointer
-from mole_jax.training.loop import TERMINATED, evaluate, gives_numbers, introduce, resume, save, sigterm
+from mole_jax.training.loop import (
+    TERMINATED,
+    evaluate,
+    gives_numbers,
+    introduce,
+    resume,
+    save,
+    sigterm,
+    tell_left_out,
+)
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
 from mole_jax.training.step import TrainState
@@ -121,7 +130,9 @@ class SeedsTogether:
             runs = self._set_up(configs, workdirs)
             lanes = [Lane(run, first=run is runs[0]) for run in runs]
             start, states = _resumed(lanes)
-            introduce(runs[0], start, Progress(runs[0].total_steps, show=hosts.is_first(), show_steps=False))
+            progress = Progress(runs[0].total_steps, show=hosts.is_first(), show_steps=False)
+            introduce(runs[0], start, progress)
+            tell_left_out(runs[0], runs[0].mixture.survey, progress)
             self._steps(lanes, start, states)
 
     def _steps(self, lanes: Sequence[Lane], start: int, states: TrainState) -> None:

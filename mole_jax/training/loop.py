@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -66,46 +67,49 @@ def _train(config: Config, workdir: epath.Path) -> None:
         progress.say(note)
     startup.lap("checkpoints")
     introduce(run, start, progress)
-    startup.lap("look at records")
-    if start == 0 and config.evaluation.at_start:
-        evaluate(run, 0, state, progress, generate=config.evaluation.generate)
-        startup.lap("evaluation")
-
-    written = MetricsWriter(workdir, resume_step=start) if hosts.is_first() else nullcontext()
-    with written as writer, Prefetch(run.mixture) as batches, sigterm() as terminated:
-        log = StepLog(run, writer, progress)
-        step, stop, sound = start, False, True
-        for step in range(start + 1, run.total_steps + 1):
-            with log.waiting_for_data():
-                batch, position = next(batches)
-            arrays = put_batch(batch.arrays(), run.mesh)
-            if step == start + 1:
-                startup.lap("first batch")
-                check_same_program(run, state, arrays)
-            with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
-                state, output = run.step(state, run.frozen, arrays)
-            if step == start + 1:
-                jax.block_until_ready(output)
-                startup.lap("compilation and step")
-                progress.say(f"{startup}; {compiled.told()}")
-                if hosts.is_first():
-                    record_events(workdir / STARTS_FILE, step, [startup.parts | compiled.counts()])
-            log.add(step, batch, output)
-            last, held_out = step == run.total_steps, None
-            if last or (config.evaluation.every and step % config.evaluation.every == 0):
-                log.flush()
-                held_out = evaluate(run, step, state, progress, generate=last and config.evaluation.generate)
-                log.restart_clock()
-            stop = terminated() or log.too_many_bad_steps
-            if log.too_many_bad_steps or (last and held_out is None):
-                sound = gives_numbers(run, state, batch)
-            if sound and (stop or last or step % config.checkpoint.every == 0):
-                log.flush()
-                if writer is not None:
-                    writer.flush()  # a bucket's metrics are written in pieces, and must not lag the checkpoint
-                save(run, checkpointer, step, state, position=position, held_out=held_out)
-            if stop:
-                break
+    with ThreadPoolExecutor(1) as pool, Prefetch(run.mixture) as batches:
+        looked_at = pool.submit(run.mixture.survey)  # pictures are read while the step is compiled
+        program: Any = None
+        if start < run.total_steps:
+            program = compile_step(run, state, batches.first())
+            startup.lap("compilation")
+        tell_left_out(run, looked_at.result, progress)
+        startup.lap("look at records")
+        if start == 0 and config.evaluation.at_start:
+            evaluate(run, 0, state, progress, generate=config.evaluation.generate)
+            startup.lap("evaluation")
+        written = MetricsWriter(workdir, resume_step=start) if hosts.is_first() else nullcontext()
+        with written as writer, sigterm() as terminated:
+            log = StepLog(run, writer, progress)
+            step, stop, sound = start, False, True
+            for step in range(start + 1, run.total_steps + 1):
+                with log.waiting_for_data():
+                    batch, position = next(batches)
+                arrays = put_batch(batch.arrays(), run.mesh)
+                with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
+                    state, output = program(state, run.frozen, arrays)
+                if step == start + 1:
+                    jax.block_until_ready(output)
+                    startup.lap("first step")
+                    progress.say(f"{startup}; {compiled.told()}")
+                    if hosts.is_first():
+                        record_events(workdir / STARTS_FILE, step, [startup.parts | compiled.counts()])
+                log.add(step, batch, output)
+                last, held_out = step == run.total_steps, None
+                if last or (config.evaluation.every and step % config.evaluation.every == 0):
+                    log.flush()
+                    held_out = evaluate(run, step, state, progress, generate=last and config.evaluation.generate)
+                    log.restart_clock()
+                stop = terminated() or log.too_many_bad_steps
+                if log.too_many_bad_steps or (last and held_out is None):
+                    sound = gives_numbers(run, state, batch)
+                if sound and (stop or last or step % config.checkpoint.every == 0):
+                    log.flush()
+                    if writer is not None:
+                        writer.flush()  # a bucket's metrics are written in pieces, and must not lag the checkpoint
+                    save(run, checkpointer, step, state, position=position, held_out=held_out)
+                if stop:
+                    break
     checkpointer.close()
 
     log.check(step, int(state.applied), sound=sound)
@@ -223,11 +227,19 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
     if readers > 1:
         more = f"; more than a {readers}th, which data.shards {readers} would be" if read * readers > shards else ""
         progress.say(f"{jax.process_count()} processes; each reads {read} of {shards} shards of the data{more}")
-    surveyed = hosts.first("left out", lambda: [dataclasses.asdict(one) for one in run.mixture.survey()])
+
+
+def tell_left_out(run: Run, survey: Callable[[], list[LeftOut]], progress: Progress) -> None:
+    """Says what will be left out of each domain.
+
+    Raises:
+        UserError: it is more than `data.most_skipped`.
+    """
+    surveyed = hosts.first("left out", lambda: [dataclasses.asdict(one) for one in survey()])
     domains = [LeftOut(**one) for one in surveyed]
     for text, notable in left_out.lines(domains, begin="records looked at"):
         progress.say(text, warn=notable)
-    left_out.check(domains, config.data.most_skipped)
+    left_out.check(domains, run.config.data.most_skipped)
 
 
 def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, generate: bool) -> float | None:
@@ -309,12 +321,18 @@ def save(
             raise
 
 
-def check_same_program(run: Run, state: TrainState, arrays: Mapping[str, jax.Array]) -> None:
-    """Raises `UserError` if the processes are about to run different training steps, which would wait for ever."""
+def compile_step(run: Run, state: TrainState, batch: Batch) -> jax.stages.Compiled:
+    """Compiles the training step for batches like this one.
+
+    Raises:
+        UserError: the processes are about to run different steps, which would wait for ever.
+    """
+    with jax.set_mesh(run.mesh):
+        lowered = run.step.lower(state, run.frozen, put_batch(batch.arrays(), run.mesh))
     if hosts.together():
-        with jax.set_mesh(run.mesh):
-            program = run.step.lower(state, run.frozen, arrays).as_text()
-        hosts.agree("training step", {"compiled program of hash": hashlib.sha256(program.encode()).hexdigest()[:12]})
+        program = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:12]
+        hosts.agree("training step", {"compiled program of hash": program})
+    return lowered.compile()
 
 
 @contextmanager

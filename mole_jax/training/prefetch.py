@@ -23,6 +23,7 @@ class Prefetch:
     def __init__(self, mixture: Mixture):
         self._mixture = mixture
         self._ready: queue.Queue = queue.Queue(maxsize=AHEAD)
+        self._first: tuple[Batch, dict[str, Any]] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._fill, daemon=True, name="prefetch")
         self._thread.start()
@@ -44,10 +45,18 @@ class Prefetch:
 
     def __next__(self) -> tuple[Batch, dict[str, Any]]:
         """Returns a batch and the data position after it."""
+        if self._first is not None:
+            item, self._first = self._first, None
+            return item
         item = self._ready.get()
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def first(self) -> Batch:
+        """Returns the next batch and leaves it in its place."""
+        self._first = next(self)
+        return self._first[0]
 
     def __enter__(self) -> Prefetch:
         return self

@@ -110,9 +110,9 @@ class HfTokenizer:
             _add(content, (self.image, self.pad))
         if theirs is None:
             # As the weights were trained. Not in the template: a text made by it, tokenized later, would have two.
-            first = PROMPTS[prompt or "v1"].bos and bos is not None
-            adds = {"add_bos_token": first, "add_eos_token": False}
-            content["post_processor"] = _first(bos, own.bos_id) if first else None
+            first = bos if PROMPTS[prompt or "v1"].bos else None
+            adds = {"add_bos_token": first is not None, "add_eos_token": False}
+            content["post_processor"] = _first(first, own.bos_id) if first else None
             _prefix_always(content.get("pre_tokenizer"))
         content |= {"truncation": None, "padding": None}
         self._check(content, where=str(where))
