@@ -23,7 +23,7 @@ from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.model.attention import attention
 from mole_jax.model.cached_attention import LayerCache, cached_attention
 from mole_jax.model.kernels.saved import PROJECTED, QUERIES_KEYS_VALUES
-from mole_jax.model.layers import Linear, RMSNorm, rematerialised
+from mole_jax.model.layers import Linear, RMSNorm, rematerialised, swiglu
 from mole_jax.model.quantised import layer_specs, product
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.region import enter_split, in_region, leave_split
@@ -126,7 +126,7 @@ class Mlp(nnx.Module):
         dropped = dropout(x, self.dropout, drawn, "mlp")
         gate, up = self.gate_proj(x, dropped, routing), self.up_proj(x, dropped, routing)
         gate, up = checkpoint_name((gate, up), PROJECTED)
-        hidden = jax.nn.silu(gate) * up
+        hidden = swiglu(gate, up)
         return self.down_proj(hidden, dropout(hidden, self.dropout, drawn, "hidden"), routing)
 
 

@@ -76,3 +76,27 @@ class RMSNorm(nnx.Module):
         normal = wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.eps)
         # The scale is applied after rounding to the activations' type, as in transformers' LlamaRMSNorm.
         return normal.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+@jax.custom_vjp
+def swiglu(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """Returns ``silu(gate) * up``.
+
+    Forward and backward are computed once and written: XLA:TPU would fuse them into the products that read them, and
+    compute them again for each of a product's tiles (docs/pods.md).
+    """
+    return jax.lax.optimization_barrier(jax.nn.silu(gate) * up)
+
+
+def _swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
+    return swiglu(gate, up), (gate, up)
+
+
+def _swiglu_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    gate, up = saved
+    share = jax.nn.sigmoid(gate)
+    slope = share * (1 + gate * (1 - share))
+    return jax.lax.optimization_barrier((dy * up * slope, dy * gate * share))
+
+
+swiglu.defvjp(_swiglu_forward, _swiglu_backward)
