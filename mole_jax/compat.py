@@ -165,6 +165,6 @@ def tokamax_attention(kernel: str) -> tuple[Callable[..., Any], Callable[..., An
         bound = attention.bind(q, k, v, mask=mask(k_start, causal))
         settings = {name: value for name, value in bound.kwargs.items() if name != "return_residuals"}
         found = gradients(residuals, y, dy, *bound.args, **settings)
-        return found.q, found.k, found.v
+        return found["q"], found["k"], found["v"]
 
     return forward, backward
