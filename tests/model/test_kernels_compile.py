@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 
 def compiled(name: str, attend) -> jax.stages.Compiled:
-    """Forward and backward pass of packed, causal attention in bfloat16 on one device, of heads as products write them."""
+    """Packed, causal attention, forward and backward, in bfloat16 on one device; heads come as products write them."""
     mesh = Mesh(np.array(topology.devices_of(name)[:1]), ("one",))
     place = NamedSharding(mesh, PartitionSpec())
     heads = jax.ShapeDtypeStruct((ROWS, LENGTH, HEADS, WIDTH), jnp.bfloat16, sharding=place)
