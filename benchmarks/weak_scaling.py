@@ -16,7 +16,7 @@ import jax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.pods import PAGE, ROOT, write
+from benchmarks.pods import PAGE, ROOT, plan, recipe, write
 from mole_jax import cli
 from mole_jax.errors import UserError, run_door
 from mole_jax.files import writing
@@ -147,17 +147,17 @@ def main() -> None:
     no_accelerator()
     cache = Path(flags.cache).expanduser()
     overrides = [] if flags.dropout is None else ["--adapter.dropout", str(flags.dropout)]
-    config = cli.load_config(str(ROOT / "configs" / f"{flags.config}.py"), overrides)
     found, plans = {}, {}
     for topology in flags.topologies:
         print(f"{flags.config} for {topology}", file=sys.stderr)
-        plans[topology] = predict(config, topology, cache=cache)
+        plans[topology] = plan(flags.config, topology, cache, overrides)
         found[topology] = points(plans[topology], SIZES[topology])
     text = f"{table(found)}\n\njax {jax.__version__}; slowest over fastest, nothing hidden: {steepest(found)}."
     print(text)
     if flags.check:
         near = next(plan for name, plan in plans.items() if name.partition(":")[0] == flags.check.partition(":")[0])
         chips = len(devices_of(flags.check))
+        config = recipe(flags.config, near.topology, overrides)
         rows = dataclasses.replace(config.train, batch_rows=near.rows * chips // near.devices)
         whole = predict(dataclasses.replace(config, train=rows), flags.check, cache=cache)
         guess, sent = point(near, chips, 1), sum(one.sent for one in whole.exchanges)

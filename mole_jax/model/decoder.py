@@ -23,7 +23,7 @@ from mole_jax.model.architecture import DecoderArchitecture
 from mole_jax.model.attention import attention
 from mole_jax.model.cached_attention import LayerCache, cached_attention
 from mole_jax.model.kernels.saved import PROJECTED, QUERIES_KEYS_VALUES
-from mole_jax.model.layers import Linear, RMSNorm, rematerialised, swiglu
+from mole_jax.model.layers import Linear, RMSNorm, once, rematerialised, swiglu
 from mole_jax.model.quantised import layer_specs, product
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.region import enter_split, in_region, leave_split
@@ -197,7 +197,7 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B H S C"], Float[Array, "B K S C"], Float[Array, "B K S C"]]:
         """Returns rotated queries and keys, and values, of the residual stream `x`."""
         norm, *projections = modules
-        x = enter_split(norm(x))
+        x = enter_split(once(norm(x)))
         dropped = dropout(x, self.dropout, drawn, "attention")
         q, k, v = (project(x, dropped, width=self.attention.head_dim) for project in projections)
         return checkpoint_name((rotate(q, frame.rotation), rotate(k, frame.rotation), v), QUERIES_KEYS_VALUES)
@@ -209,7 +209,7 @@ class DecoderLayer(nnx.Module):
         o_proj, norm, mlp = modules
         y = o_proj(y, dropout(y, self.dropout, drawn, "heads"))
         x = x + leave_split(checkpoint_name(y, PROJECTED))
-        y, routing = mlp(norm(x), drawn, frame.routing)
+        y, routing = mlp(once(norm(x)), drawn, frame.routing)
         use = None if routing is None or frame.classes is None else router_use(routing, frame.classes)
         return x + y, use
 

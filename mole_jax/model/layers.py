@@ -78,14 +78,19 @@ class RMSNorm(nnx.Module):
         return normal.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+def once[T](x: T) -> T:
+    """Returns `x`, written before it is read.
+
+    XLA:TPU would fuse what is cheap to compute into the products that read it, and compute it again for each of a
+    product's tiles (docs/pods.md).
+    """
+    return jax.lax.optimization_barrier(x)
+
+
 @jax.custom_vjp
 def swiglu(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
-    """Returns ``silu(gate) * up``.
-
-    Forward and backward are computed once and written: XLA:TPU would fuse them into the products that read them, and
-    compute them again for each of a product's tiles (docs/pods.md).
-    """
-    return jax.lax.optimization_barrier(jax.nn.silu(gate) * up)
+    """Returns ``silu(gate) * up``; its result and both gradients are written once."""
+    return once(jax.nn.silu(gate) * up)
 
 
 def _swiglu_forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -96,7 +101,7 @@ def _swiglu_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
     gate, up = saved
     share = jax.nn.sigmoid(gate)
     slope = share * (1 + gate * (1 - share))
-    return jax.lax.optimization_barrier((dy * up * slope, dy * gate * share))
+    return once((dy * up * slope, dy * gate * share))
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
