@@ -58,6 +58,8 @@ class Grid:
 
 
 Tiling = Single | AnyRes | Split | Grid
+Fit = Literal["pad", "crop", "stretch"]
+Resample = Literal["bicubic", "lanczos", "bilinear"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +77,9 @@ class ImageSpec:
     vectors: bool = False
     """Learned vectors before and after the features of each tile (released LLaVA-MoLE)."""
     tiling: Tiling = Single()
-    fit: Literal["pad", "crop", "stretch"] = "pad"
+    fit: Fit = "pad"
     """How a picture (of `Single`; the base view of others) becomes square where `data.image_aspect` does not say."""
-    resample: Literal["bicubic", "lanczos", "bilinear"] = "bicubic"
+    resample: Resample = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     """Of red, green and blue in [0, 1]: the device computes (pixel / 255 - mean) / std."""
