@@ -91,7 +91,7 @@ class ImageSpec:
 
 
 class PictureLayout(NamedTuple):
-    """Where one picture's features go. T image positions, each the weighted sum of K features of the picture's tiles."""
+    """Where one picture's features go: T image positions, each the weighted sum of K features of its tiles."""
 
     tiles: int
     text: str

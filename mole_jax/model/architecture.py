@@ -111,6 +111,9 @@ class DecoderArchitecture:
         return (self.eos_id, *self.other_eos_ids)
 
 
+_SINGLE = Single()
+
+
 @dataclasses.dataclass(frozen=True)
 class LlavaArchitecture:
     """Vision tower, connector and decoder together; the defaults are LLaVA-1.5's."""
@@ -128,7 +131,7 @@ class LlavaArchitecture:
     connector: ConnectorArchitecture = ConnectorArchitecture()
     image_newline: bool = False
     """A learned vector at the end of each row of features (`mole_jax.image_spec.NEWLINE`)."""
-    tiling: Tiling = Single()
+    tiling: Tiling = _SINGLE
     fit: Fit = "pad"
     resample: Resample = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
@@ -187,6 +190,8 @@ def check_sizes(arch: LlavaArchitecture, *, where: str) -> None:
                 raise UserError(
                     f"{where}: {field} of the {name} is {value}, expected 1 to {limit:,}; the file is damaged"
                 )
+    if len(arch.mean) != 3 or len(arch.std) != 3 or not all(arch.std):
+        raise UserError(f"{where}: mean {arch.mean} and std {arch.std} are not of three colours; the file is damaged")
     check_features(arch, where=where)
 
 

@@ -16,7 +16,7 @@ from mole_jax.adapters.balance import RouterUse
 from mole_jax.adapters.build import Adapters
 from mole_jax.adapters.mixture import Hints
 from mole_jax.config import AttentionKernel, Remat
-from mole_jax.image_spec import NEWLINE
+from mole_jax.image_spec import NEWLINE, Single
 from mole_jax.model.architecture import ConnectorArchitecture, LlavaArchitecture
 from mole_jax.model.decoder import Decoder
 from mole_jax.model.layers import LayerNorm, Linear
@@ -108,7 +108,7 @@ class Llava(nnx.Module):
         """Embeds the tokens and puts the features of each row's tiles into the row's image positions.
 
         8-bit tiles are normalised here; floating-point ones must be normalised already. The tower does not run on
-        slots that come after the last one that any row uses.
+        slots that come after the last one that any row uses; where a picture is a single tile, it runs on all or none.
 
         Args:
             tokens: image positions are those of `arch.image_token_id`.
@@ -121,7 +121,7 @@ class Llava(nnx.Module):
             weights: their shares. None: 1.
         """
         x = self.decoder.embed(tokens, dtype)
-        rows, slots = images.shape[:2]
+        slots = images.shape[1]
         if slots == 0:
             return x
         span, is_image = self.arch.image_span, tokens == self.arch.image_token_id
@@ -135,7 +135,7 @@ class Llava(nnx.Module):
     def _features(
         self, images: Array, used: Int[Array, ""], dtype: jnp.dtype, remat: Remat, kernel: AttentionKernel
     ) -> Float[Array, "B M*P D"]:
-        """Returns the features of each row's tiles; of slots from `used` on they are zero and not computed."""
+        """Returns the features of each row's tiles; those of slots from `used` on are never looked at."""
         rows, slots = images.shape[:2]
         span, width = self.arch.image_span, self.arch.decoder.width
 
@@ -158,8 +158,10 @@ class Llava(nnx.Module):
         def no_slot(images: Array) -> Array:
             return jnp.zeros((rows, slots * span, width), dtype)
 
-        # Full batches, which are most, run all slots at once.
-        return jax.lax.cond(used == slots, all_slots, no_slot if slots == 1 else some_slots, images)
+        if slots == 1 or isinstance(self.arch.tiling, Single):
+            return jax.lax.cond(used > 0, all_slots, no_slot, images)
+        # A full batch runs all slots at once, which reads the tower's weights once.
+        return jax.lax.cond(used == slots, all_slots, some_slots, images)
 
     def _gathered(
         self, features: Float[Array, "B F D"], sources: Int[Array, "B S K"], weights: Float[Array, "B S K"] | None
@@ -194,7 +196,7 @@ class Llava(nnx.Module):
         sources: Int[Array, "B S K"] | None = None,
         weights: Float[Array, "B S K"] | None = None,
     ) -> tuple[Float[Array, "B S D"], RouterUse | None]:
-        """Returns the normed last hidden states and the use of the experts; for the arguments see `embed`, `Decoder`."""
+        """Returns the normed last hidden states and the experts' use; arguments are those of `embed` and `Decoder`."""
         x = self.embed(tokens, images, dtype, remat, kernel, sources=sources, weights=weights)
         return self.decoder(
             x,
