@@ -1,8 +1,4 @@
-"""SmolVLM and Idefics3: a SigLIP whose last norm is applied, pixel shuffle and one matrix, a Llama; pictures are split.
-
-Positions of the tower are chosen by the fraction of the picture at which a patch begins. A tile is always whole, and
-then these are its patches in rows.
-"""
+"""SmolVLM and Idefics3: a SigLIP whose last norm is applied, pixel shuffle, one matrix, a Llama; pictures are split."""
 
 from __future__ import annotations
 
@@ -41,7 +37,7 @@ def _read(top: Section, processor: Processor) -> LlavaArchitecture:
     where = f"{top.where}: vision_config"
     values = _without(top.get("vision_config", {}), where, _OLD_VISION, "max_image_size", "size", "tie_word_embeddings")
     Section(values, where).only("model_type", *_TOWER_TYPES, None)
-    vision = siglip_from_hf(values, where, defaults=_TOWER, post_norm="applied")
+    vision = siglip_from_hf(values, where, defaults=_TOWER, post_norm="applied", fractional_positions=True)
     text = _without(
         top.get("text_config"), f"{top.where}: text_config", _OLD_TEXT, "perceiver_config", "pixel_shuffle_factor"
     )
@@ -80,6 +76,7 @@ def _config(arch: LlavaArchitecture) -> dict[str, Any]:
     vision = {key: value for key, value in vit_to_hf(arch.vision).items() if key != "vision_use_head"}
     return {
         "image_token_id": arch.image_token_id,
+        "pad_token_id": arch.decoder.pad_id,
         "scale_factor": arch.connector.shuffle,
         "text_config": decoder_to_hf(arch.decoder),
         "tie_word_embeddings": arch.decoder.tied_head,

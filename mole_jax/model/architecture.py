@@ -36,6 +36,9 @@ class VisionArchitecture:
     qkv_bias: bool = True
     qk_norm: bool = False
     """A root-mean-square norm of queries and of keys, over all heads together."""
+    fractional_positions: bool = False
+    """A patch has the position of the bucket that the fraction of the side at which it begins falls into, in float32
+    (SmolVLM). These are the patches in rows, but for a few sides where rounding puts some one too low."""
     layer_scale: bool = False
     """A learned factor for each channel of what attention and MLP add."""
 
@@ -58,8 +61,8 @@ class VisionArchitecture:
 class ConnectorArchitecture:
     """What makes vectors of the decoder's width of the tower's features; the defaults are LLaVA-1.5's."""
 
-    layers: Literal[1, 2] = 2
-    """Matrices, with a GELU between two."""
+    layers: int = 2
+    """Matrices, 1 or 2, with a GELU between two."""
     bias: bool = True
     shuffle: int = 1
     """So many patches along each side become one vector, channels joined (pixel shuffle)."""
@@ -198,6 +201,8 @@ def check_sizes(arch: LlavaArchitecture, *, where: str) -> None:
 def check_features(arch: LlavaArchitecture, *, where: str) -> None:
     """Raises `UserError` if the connector cannot take the features that the tower gives."""
     shuffle, grid = arch.connector.shuffle, arch.vision.grid
+    if arch.connector.layers not in (1, 2):
+        raise UserError(f"{where}: layers of the connector are {arch.connector.layers}, expected 1 or 2")
     if not 1 <= shuffle <= grid or grid % shuffle:
         raise UserError(f"{where}: {grid} x {grid} patches do not divide into squares of {shuffle} x {shuffle}")
     if shuffle > 1 and arch.image.first:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from mole_jax.adapters.balance import RouterUse
 from mole_jax.adapters.build import Adapters
@@ -121,21 +121,27 @@ class Llava(nnx.Module):
             weights: their shares. None: 1.
         """
         x = self.decoder.embed(tokens, dtype)
-        slots = images.shape[1]
-        if slots == 0:
+        if images.shape[1] == 0:
             return x
-        span, is_image = self.arch.image_span, tokens == self.arch.image_token_id
+        is_image = tokens == self.arch.image_token_id
+        features = self._features(images, is_image, sources, dtype, remat, kernel)
         if sources is None:
-            first = (jnp.cumsum(is_image, axis=1) - 1)[..., None]
-            sources = jnp.clip(first, 0, slots * span - 1)
-        last = jnp.max(jnp.where(is_image[..., None], sources, NEWLINE))
-        features = self._features(images, last // span + 1, dtype, remat, kernel)
-        return jnp.where(is_image[..., None], self._gathered(features, sources, weights), x)
+            source = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+            seen = jnp.take_along_axis(features, source[..., None], axis=1)
+        else:
+            seen = self._gathered(features, sources, weights)
+        return jnp.where(is_image[..., None], seen, x)
 
     def _features(
-        self, images: Array, used: Int[Array, ""], dtype: jnp.dtype, remat: Remat, kernel: AttentionKernel
+        self,
+        images: Array,
+        is_image: Bool[Array, "B S"],
+        sources: Int[Array, "B S K"] | None,
+        dtype: jnp.dtype,
+        remat: Remat,
+        kernel: AttentionKernel,
     ) -> Float[Array, "B M*P D"]:
-        """Returns the features of each row's tiles; those of slots from `used` on are never looked at."""
+        """Returns the features of each row's tiles; those of slots that are not computed are zero."""
         rows, slots = images.shape[:2]
         span, width = self.arch.image_span, self.arch.decoder.width
 
@@ -147,6 +153,16 @@ class Llava(nnx.Module):
         def all_slots(images: Array) -> Array:
             return see(images.reshape(rows * slots, *images.shape[2:])).reshape(rows, slots * span, width)
 
+        def no_slot(images: Array) -> Array:
+            return jnp.zeros((rows, slots * span, width), dtype)
+
+        if slots == 1 or isinstance(self.arch.tiling, Single):
+            return jax.lax.cond(is_image.any(), all_slots, no_slot, images)
+        if sources is None:
+            used = -(-is_image.sum(axis=1).max() // span)
+        else:
+            used = jnp.max(jnp.where(is_image[..., None], sources, NEWLINE)) // span + 1
+
         def slot(_: None, tiles: tuple[Array, Array]) -> tuple[None, Array]:
             number, images = tiles
             return None, jax.lax.cond(number < used, see, lambda _: jnp.zeros((rows, span, width), dtype), images)
@@ -155,11 +171,6 @@ class Llava(nnx.Module):
             _, features = jax.lax.scan(slot, None, (jnp.arange(slots), images.swapaxes(0, 1)))
             return features.swapaxes(0, 1).reshape(rows, slots * span, width)
 
-        def no_slot(images: Array) -> Array:
-            return jnp.zeros((rows, slots * span, width), dtype)
-
-        if slots == 1 or isinstance(self.arch.tiling, Single):
-            return jax.lax.cond(used > 0, all_slots, no_slot, images)
         # A full batch runs all slots at once, which reads the tower's weights once.
         return jax.lax.cond(used == slots, all_slots, some_slots, images)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.config import AttentionKernel, Remat
@@ -92,6 +94,15 @@ class VisionMlp(nnx.Module):
         return self.fc2(jax.nn.gelu(h, approximate=self.activation == "gelu_tanh"))
 
 
+def fraction_buckets(side: int) -> Int[np.ndarray, " side*side"]:
+    """Returns the position of each patch of a whole picture, in rows, as SmolVLM chooses it (`VisionArchitecture`)."""
+    step = 1 / side
+    begins = np.arange(side, dtype=np.float32) * (np.float32(1) / np.float32(side))
+    boundaries = (step + np.arange(math.ceil((1 - step) / step)) * step).astype(np.float32)
+    buckets = np.searchsorted(boundaries, np.minimum(begins, np.float32(1 - 1e-6)), side="right")
+    return (buckets[:, None] * side + buckets).reshape(-1)
+
+
 class VisionTower(nnx.Module):
     """Patch and position embedding, L layers, and the norms before and after them that the architecture has."""
 
@@ -150,4 +161,6 @@ class VisionTower(nnx.Module):
             first = jnp.broadcast_to(first, (tokens.shape[0], 1, tokens.shape[-1]))
             tokens = jnp.concatenate([first, tokens], axis=1)
         positions = constrain(self.position_embedding[...], None, None)
+        if self.arch.fractional_positions:
+            positions = positions[fraction_buckets(side)]
         return tokens + positions.astype(dtype)

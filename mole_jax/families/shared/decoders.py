@@ -137,7 +137,6 @@ def decoder_to_hf(decoder: DecoderArchitecture) -> dict[str, Any]:
     config: dict[str, Any] = {
         "bos_token_id": decoder.bos_id,
         "eos_token_id": eos_to_hf(decoder),
-        "head_dim": decoder.head_dim,
         "hidden_act": "silu",
         "hidden_size": decoder.width,
         "intermediate_size": decoder.mlp_width,
@@ -152,6 +151,8 @@ def decoder_to_hf(decoder: DecoderArchitecture) -> dict[str, Any]:
         "tie_word_embeddings": decoder.tied_head,
         "vocab_size": decoder.vocab,
     }
+    if kind != "qwen2" or decoder.head_dim * decoder.heads != decoder.width:  # Qwen2's config has none of its own
+        config["head_dim"] = decoder.head_dim
     if kind == "llama":
         config |= {"attention_bias": False, "mlp_bias": False}
     else:
