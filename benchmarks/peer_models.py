@@ -26,6 +26,7 @@ from mole_jax.config import (
     ModelConfig,
     TrainConfig,
 )
+from mole_jax.families import write_architecture
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.spec import ModelSpec
 from mole_jax.model.vision import normalise
@@ -36,7 +37,6 @@ from mole_jax.serving.sampler import Prompt, Sampler
 from mole_jax.training.flops import step_flops
 from mole_jax.training.setup import compiled_step, prepare
 from mole_jax.weights.formats.peft import NAMES
-from mole_jax.weights.hf_config import architecture_to_hf
 from mole_jax.weights.open import open_source
 from mole_jax.weights.peft_config import peft_config
 
@@ -46,7 +46,7 @@ TRAINABLE = {"lora": ("adapters",), "mole": ("adapters", "router")}
 def write_base(case: Case, folder: Path, device: str) -> None:
     """Writes a random LLaVA as transformers does."""
     torch.manual_seed(0)
-    config = LlavaConfig(**architecture_to_hf(case.arch, case.dtype))
+    config = LlavaConfig(**write_architecture(case.arch, case.dtype))
     with torch.device(device):
         model = LlavaForConditionalGeneration(config).to(getattr(torch, case.dtype))
     model.save_pretrained(folder)

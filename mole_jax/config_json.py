@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, Union
 
 from mole_jax.config import Config
@@ -126,10 +126,11 @@ def _plain(value: Any) -> Any:
 def _typed(value: Any, annotation: Any, field: str, *, plain: bool, expected: str = "") -> Any:
     """Checks and converts one value. `plain`: dataclasses come as dicts and tuples as lists."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Union, types.UnionType):  # all unions here are of one type and None
-        if value is None:
+    if origin in (Union, types.UnionType):  # of one type and None, or of dataclasses that no two have the same fields
+        if value is None and type(None) in arguments:
             return None
-        (inner,) = (one for one in arguments if one is not type(None))
+        others = [one for one in arguments if one is not type(None)]
+        inner = others[0] if len(others) == 1 else _chosen(value, others, field, plain=plain)
         return _typed(value, inner, field, plain=plain, expected=describe(annotation))
     if dataclasses.is_dataclass(annotation):
         if isinstance(value, dict if plain else typing.cast(type, annotation)):
@@ -148,6 +149,20 @@ def _typed(value: Any, annotation: Any, field: str, *, plain: bool, expected: st
         return float(value)
     hint = nearest(value, arguments) if origin is Literal and isinstance(value, str) else ""
     raise UserError(f"{field or 'the configuration'} expects {expected or describe(annotation)}, got {value!r}{hint}")
+
+
+def _chosen(value: Any, kinds: Sequence[Any], field: str, *, plain: bool) -> Any:
+    """Returns which of several dataclasses a value is of: plain ones are told by the names of their fields."""
+    if not plain:
+        found = [kind for kind in kinds if isinstance(value, kind)]
+    else:
+        named = {kind: {one.name for one in dataclasses.fields(kind)} for kind in kinds}
+        fits = [kind for kind in kinds if isinstance(value, Mapping) and set(value) <= named[kind]]
+        found = sorted(fits, key=lambda kind: len(named[kind]))
+    if not found:
+        words = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{field or 'the configuration'} expects the fields of {words}, got {value!r}")
+    return found[0]
 
 
 def _typed_fields(value: Any, kind: type, field: str, *, plain: bool) -> Any:

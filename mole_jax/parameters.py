@@ -68,6 +68,10 @@ def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.ones(shape, jnp.float32)
 
 
+def constant(value: float) -> Initializer:
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
 def normal(std: float) -> Initializer:
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
 

@@ -19,6 +19,7 @@ FLOORS = (
     ("serving",),
     ("data",),
     ("weights",),
+    ("families",),
     ("model",),
     ("adapters", "cli"),
     ("parallel", "config_check", "synthetic", "tokenizer", "workdir"),

@@ -1,17 +1,18 @@
-"""Shapes and constants of a LLaVA: what a checkpoint's config.json says, under this project's names."""
+"""Shapes and constants of a model: what a checkpoint's config.json says, under this project's names."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
+from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError, nearest
-from mole_jax.image_spec import ImageSpec
+from mole_jax.image_spec import Fit, ImageSpec, Resample, Single, Tiling
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionArchitecture:
-    """A CLIP vision transformer (Radford et al. 2021), pre-norm, with class token."""
+    """A vision transformer whose layers norm before they compute; the defaults are CLIP's (Radford et al. 2021)."""
 
     width: int
     mlp_width: int
@@ -22,11 +23,51 @@ class VisionArchitecture:
     patch_size: int
     """Side of a patch, in pixels. Pixels left over at the right and bottom edge are not used."""
     norm_eps: float = 1e-5
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    class_token: bool = True
+    patch_bias: bool = False
+    pre_norm: bool = True
+    """A norm between the embeddings and the first layer."""
+    post_norm: Literal["kept", "applied", "none"] = "kept"
+    """A norm after the last layer. kept: it is in the files and not used. applied: the last layer's features are its
+    output; those of other layers never are."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Kind of the layers' norms."""
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    """A root-mean-square norm of queries and of keys, over all heads together."""
+    fractional_positions: bool = False
+    """A patch has the position of the bucket that the fraction of the side at which it begins falls into, in float32
+    (SmolVLM). These are the patches in rows, but for a few sides where rounding puts some one too low."""
+    layer_scale: bool = False
+    """A learned factor for each channel of what attention and MLP add."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.grid**2
+
+    @property
+    def tokens(self) -> int:
+        """Patches, and the class token if there is one."""
+        return self.patches + self.class_token
+
+
+@dataclasses.dataclass(frozen=True)
+class ConnectorArchitecture:
+    """What makes vectors of the decoder's width of the tower's features; the defaults are LLaVA-1.5's."""
+
+    layers: int = 2
+    """Matrices, 1 or 2, with a GELU between two."""
+    bias: bool = True
+    shuffle: int = 1
+    """So many patches along each side become one vector, channels joined (pixel shuffle)."""
+    norm: bool = False
+    """A layer norm before the first matrix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +82,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderArchitecture:
-    """A Llama decoder (Touvron et al. 2023)."""
+    """A Llama decoder (Touvron et al. 2023), or one of its kin: Mistral, Qwen2, Qwen3."""
 
     vocab: int
     width: int
@@ -62,6 +103,10 @@ class DecoderArchitecture:
     pad_id: int = 0
     other_eos_ids: tuple[int, ...] = ()
     """Ids that end an answer too, besides `eos_id`."""
+    qkv_bias: bool = False
+    """Biases of queries, keys and values (Qwen2)."""
+    qk_norm: bool = False
+    """A root-mean-square norm of each head's queries and keys, before they are rotated (Qwen3)."""
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -69,9 +114,12 @@ class DecoderArchitecture:
         return (self.eos_id, *self.other_eos_ids)
 
 
+_SINGLE = Single()
+
+
 @dataclasses.dataclass(frozen=True)
 class LlavaArchitecture:
-    """Vision tower, projector and decoder together."""
+    """Vision tower, connector and decoder together; the defaults are LLaVA-1.5's."""
 
     vision: VisionArchitecture
     decoder: DecoderArchitecture
@@ -80,23 +128,45 @@ class LlavaArchitecture:
     feature_layer: int = -2
     """Index into the vision hidden states (0: embeddings, -1: after the last layer)."""
     feature_select: Literal["patch", "full"] = "patch"
+    """patch: without the class token."""
     image_vectors: bool = False
     """Learned start and end vectors around every image."""
+    connector: ConnectorArchitecture = ConnectorArchitecture()
+    image_newline: bool = False
+    """A learned vector at the end of each row of features (`mole_jax.image_spec.NEWLINE`)."""
+    tiling: Tiling = _SINGLE
+    fit: Fit = "pad"
+    resample: Resample = "bicubic"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    family: str = "llava"
+    """Whose files it is read from and written to, by name in `mole_jax.families`; nothing is computed by it."""
 
     @property
     def features_per_image(self) -> int:
-        """Projected vectors per image, without start and end vectors."""
-        return self.vision.patches + (self.feature_select == "full")
+        """Projected vectors per tile, without start and end vectors."""
+        return self.image.first + self.image.side**2
 
     @property
     def image_span(self) -> int:
-        """Positions that one image takes in the token row."""
-        return self.features_per_image + 2 * self.image_vectors
+        """Vectors that the model makes of one tile; positions of an image that is a single one."""
+        return self.image.tile_features
 
     @property
     def image(self) -> ImageSpec:
         """How the model takes an image."""
-        return ImageSpec(self.vision.image_size, self.image_span, self.image_token_id)
+        return ImageSpec(
+            size=self.vision.image_size,
+            side=self.vision.grid // self.connector.shuffle,
+            token_id=self.image_token_id,
+            first=int(self.vision.class_token and self.feature_select == "full"),
+            vectors=self.image_vectors,
+            tiling=self.tiling,
+            fit=self.fit,
+            resample=self.resample,
+            mean=self.mean,
+            std=self.std,
+        )
 
 
 LIMITS: dict[str, int] = {
@@ -123,6 +193,23 @@ def check_sizes(arch: LlavaArchitecture, *, where: str) -> None:
                 raise UserError(
                     f"{where}: {field} of the {name} is {value}, expected 1 to {limit:,}; the file is damaged"
                 )
+    if len(arch.mean) != 3 or len(arch.std) != 3 or not all(arch.std):
+        raise UserError(f"{where}: mean {arch.mean} and std {arch.std} are not of three colours; the file is damaged")
+    check_features(arch, where=where)
+
+
+def check_features(arch: LlavaArchitecture, *, where: str) -> None:
+    """Raises `UserError` if the connector cannot take the features that the tower gives."""
+    shuffle, grid = arch.connector.shuffle, arch.vision.grid
+    if arch.connector.layers not in (1, 2):
+        raise UserError(f"{where}: layers of the connector are {arch.connector.layers}, expected 1 or 2")
+    if not 1 <= shuffle <= grid or grid % shuffle:
+        raise UserError(f"{where}: {grid} x {grid} patches do not divide into squares of {shuffle} x {shuffle}")
+    if shuffle > 1 and arch.image.first:
+        raise UserError(
+            f"{where}: feature_select full keeps the class token, which the squares of patches have no place for; "
+            "choose patch"
+        )
 
 
 CLIP_L_336 = VisionArchitecture(width=1024, mlp_width=4096, layers=24, heads=16, image_size=336, patch_size=14)

@@ -1,4 +1,4 @@
-"""The Llama decoder, with room for adapters at every projection."""
+"""The decoder of Llama and its kin, with room for adapters at every projection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mole_jax.model.quantised import layer_specs, product
 from mole_jax.model.rotary import rotate, rotations
 from mole_jax.parallel.region import enter_split, in_region, leave_split
 from mole_jax.parallel.sharding import constrain, partition
-from mole_jax.parameters import Declare, DecoderParam, Parameter, normal
+from mole_jax.parameters import Declare, DecoderParam, Parameter, normal, zeros
 
 CACHE_AXES = ("layers", "batch", None, "kv_heads")
 """Named axes of the cache's keys and values."""
@@ -70,11 +70,12 @@ class Frame(NamedTuple):
 
 
 class AdaptedLinear(nnx.Module):
-    """A frozen projection ``x W`` plus the delta of its adapter, if it has one."""
+    """A frozen projection ``x W + b`` plus the delta of its adapter, if it has one."""
 
-    def __init__(self, declare: Declare, adapters: Adapters, projection: Projection):
+    def __init__(self, declare: Declare, adapters: Adapters, projection: Projection, *, bias: bool = False):
         d_in, d_out = projection.d_in, projection.d_out
         self.kernel = declare((d_in, d_out), projection.axes, normal(d_in**-0.5), decay=True)
+        self.bias = declare((d_out,), projection.axes[1:], zeros) if bias else None
         self.adapter = adapters.projection(declare, projection)
 
     def __call__(
@@ -86,6 +87,9 @@ class AdaptedLinear(nnx.Module):
     ) -> Float[Array, "B S O"] | Float[Array, "B H S C"]:
         """Returns the output, cut into heads if `width` is given; the adapter alone sees the input after dropout."""
         y = product(x, self.kernel, width)
+        if self.bias is not None:
+            b = self.bias[...].astype(x.dtype)
+            y = y + (b if width is None else b.reshape(-1, 1, width))
         return y if self.adapter is None else y + self.adapter(dropped, routing, width)
 
 
@@ -94,9 +98,16 @@ class Attention(nnx.Module):
 
     def __init__(self, declare: Declare, arch: DecoderArchitecture, adapters: Adapters):
         width, inner, kv = arch.width, arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-        self.q_proj = AdaptedLinear(declare, adapters, Projection("q_proj", width, inner, ("embed", "heads")))
-        self.k_proj = AdaptedLinear(declare, adapters, Projection("k_proj", width, kv, ("embed", "kv_heads")))
-        self.v_proj = AdaptedLinear(declare, adapters, Projection("v_proj", width, kv, ("embed", "kv_heads")))
+        q, k, v = (
+            Projection("q_proj", width, inner, ("embed", "heads")),
+            Projection("k_proj", width, kv, ("embed", "kv_heads")),
+            Projection("v_proj", width, kv, ("embed", "kv_heads")),
+        )
+        self.q_proj = AdaptedLinear(declare, adapters, q, bias=arch.qkv_bias)
+        self.k_proj = AdaptedLinear(declare, adapters, k, bias=arch.qkv_bias)
+        self.v_proj = AdaptedLinear(declare, adapters, v, bias=arch.qkv_bias)
+        self.q_norm = RMSNorm(declare, arch.head_dim, arch.norm_eps) if arch.qk_norm else None
+        self.k_norm = RMSNorm(declare, arch.head_dim, arch.norm_eps) if arch.qk_norm else None
         self.o_proj = AdaptedLinear(declare, adapters, Projection("o_proj", inner, width, ("heads", "embed")))
         self.head_dim = arch.head_dim
 
@@ -186,7 +197,7 @@ class DecoderLayer(nnx.Module):
     @property
     def before_attention(self) -> Modules:
         block = self.attention
-        return self.attention_norm, block.q_proj, block.k_proj, block.v_proj
+        return self.attention_norm, (block.q_proj, block.k_proj, block.v_proj), (block.q_norm, block.k_norm)
 
     @property
     def after_attention(self) -> Modules:
@@ -196,10 +207,11 @@ class DecoderLayer(nnx.Module):
         self, modules: Modules, x: Float[Array, "B S D"], frame: Frame, drawn: Draw | None
     ) -> tuple[Float[Array, "B H S C"], Float[Array, "B K S C"], Float[Array, "B K S C"]]:
         """Returns rotated queries and keys, and values, of the residual stream `x`."""
-        norm, *projections = modules
+        norm, projections, (q_norm, k_norm) = modules
         x = enter_split(once(norm(x)))
         dropped = dropout(x, self.dropout, drawn, "attention")
         q, k, v = (project(x, dropped, width=self.attention.head_dim) for project in projections)
+        q, k = q if q_norm is None else q_norm(q), k if k_norm is None else k_norm(k)
         return checkpoint_name((rotate(q, frame.rotation), rotate(k, frame.rotation), v), QUERIES_KEYS_VALUES)
 
     def rest(

@@ -76,6 +76,8 @@ class Forward:
             key=key,
             remat=config.model.remat,
             kernel=config.model.attention,
+            sources=batch.get("sources"),
+            weights=batch.get("weights"),
         )
         mask = batch["loss_mask"].astype(jnp.float32)
         losses, likeliest = token_losses(model.decoder, hidden, batch["targets"])

@@ -21,13 +21,14 @@ def step_flops(
     """
     rows, length = config.train.batch_rows, config.data.sequence_length
     tokens = rows * length
-    image_tokens = rows * config.data.images_per_row * (arch.vision.patches + 1)
+    tiles = rows * config.data.images_per_row
+    positions = {"vision": tiles * arch.vision.tokens, "projector": tiles * arch.features_per_image}
     total = 0.0
     for path, parameter in declarations.items():
         if not is_matrix(path):
             continue
         group = group_of(parameter)
-        seen = image_tokens if group in ("vision", "projector") else tokens
+        seen = positions.get(group, tokens)
         through = group != "vision" or "vision" in trainable
         total += 2.0 * math.prod(parameter.shape) * seen * (1 + through + (group in trainable))
     if arch.decoder.tied_head:

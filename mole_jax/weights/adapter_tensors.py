@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mole_jax.config import MLP_TARGETS, AdapterConfig
+from mole_jax.families.shared.names import LeafSpec
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import MODULES, ReadTensor, Row, target_path
 from mole_jax.weights.hf_checkpoint import foreign_tensors
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, tensor, widest
-from mole_jax.weights.names import LeafSpec, leaf_specs
+from mole_jax.weights.names import leaf_specs
 
 _MLP = "decoder/layers/mlp/"
 

@@ -14,9 +14,9 @@ from etils import epath
 from mole_jax import config_json
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName, Quantisation
 from mole_jax.errors import UserError
+from mole_jax.families.shared.names import LeafSpec
 from mole_jax.files import PathLike
 from mole_jax.weights.leaf import Leaf, Leaves, widest
-from mole_jax.weights.names import LeafSpec
 
 Shape = tuple[int, ...]
 
@@ -152,7 +152,7 @@ def spec_row(spec: LeafSpec, names: Sequence[str] | None = None) -> Row:
 
     def array(names: Sequence[str], read: ReadTensor) -> Leaf:
         def layer(number: int) -> np.ndarray:
-            return read(names[number]).transpose(spec.permutation)
+            return spec.ours(read(names[number]))
 
         return typed_leaf(spec, [read.dtype(name) for name in names], layer)
 

@@ -12,6 +12,7 @@ from etils import epath
 from mole_jax.config import AdapterConfig
 from mole_jax.config_json import LATER, identity
 from mole_jax.errors import UserError
+from mole_jax.families.shared.decoders import kind_of
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.weights.foreign import AdapterFile
@@ -162,6 +163,14 @@ class Format:
     def choice(self) -> str:
         """What ``--to`` calls it."""
         return self.to or self.name
+
+
+def not_llava_llama(arch: LlavaArchitecture) -> str | None:
+    """Returns in words why a model is no LLaVA-1.5 over a Llama, whose form some formats have; None if it is one."""
+    if arch.family != "llava":
+        return f"is of the family {arch.family}"
+    kind = kind_of(arch.decoder)
+    return None if kind == "llama" else f"has the decoder of a {kind}"
 
 
 def over_base(

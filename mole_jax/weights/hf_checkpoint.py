@@ -1,7 +1,7 @@
-"""A Hugging Face LLaVA folder: opened, read by slices straight into shardings, and our arrays as its tensors.
+"""A Hugging Face folder: opened, read by slices straight into shardings, and our arrays as its tensors.
 
 A folder is ``config.json`` beside ``model.safetensors``, or beside several files and
-``model.safetensors.index.json``. Names are in `mole_jax.weights.names`, the config in `mole_jax.weights.hf_config`.
+``model.safetensors.index.json``. Names and configs are in `mole_jax.families`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from etils import epath
 from numpy.typing import DTypeLike
 
 from mole_jax.errors import UserError
-from mole_jax.files import PathLike, read_json
+from mole_jax.families import family_of
+from mole_jax.families.shared.names import LeafSpec
+from mole_jax.files import PathLike
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import complain, typed_leaf, wrong_types
-from mole_jax.weights.hf_config import architecture_from_hf, with_generation
+from mole_jax.weights.hf_config import CONFIG, open_architecture
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, tensor, widest
-from mole_jax.weights.names import LeafSpec, canonical, ignored, leaf_specs
+from mole_jax.weights.names import leaf_specs
 from mole_jax.weights.safetensors_io import TensorFolder, tensor_files
 
 _PIECE = 1 << 24  # bytes
 _THREADS = 2 * min(8, os.cpu_count() or 1)  # one reads while another copies
 _ROWS = 16
-CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 class HfCheckpoint:
-    """An opened LLaVA folder: every tensor is accounted for, none is read yet.
+    """An opened folder: every tensor is accounted for, none is read yet.
 
     Attributes:
         folder: the local folder.
@@ -68,8 +69,7 @@ class HfCheckpoint:
                 is missing, unknown or of the wrong shape.
         """
         local = resolve(folder)
-        architecture = architecture_from_hf(read_json(local / CONFIG), where=str(local / CONFIG))
-        return cls(local, with_generation_file(architecture, local), TensorFolder(tensor_files(local)))
+        return cls(local, open_architecture(local), TensorFolder(tensor_files(local)))
 
     def leaf_shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shape of every leaf, by path."""
@@ -81,7 +81,7 @@ class HfCheckpoint:
 
         def read(layer: int) -> np.ndarray:
             name = spec.names[layer]
-            return self._tensors.read(self._stored[name]).transpose(spec.permutation)
+            return spec.ours(self._tensors.read(self._stored[name]))
 
         return typed_leaf(spec, self._dtypes(spec), read)
 
@@ -124,8 +124,9 @@ class HfCheckpoint:
 
         def fill(name: str, layer: np.ndarray, start: int) -> None:
             stop = min(start + step, rows.stop)
-            piece = self._tensors.read(self._stored[name], (slice(start, stop), *rest))
-            _copy(piece, layer[start - rows.start : stop - rows.start])
+            index = (slice(0, 1),) * spec.ones + (slice(start, stop), *rest)
+            piece = self._tensors.read(self._stored[name], index)
+            _copy(piece.reshape(piece.shape[spec.ones :]), layer[start - rows.start : stop - rows.start])
 
         if len(pieces) < 2:
             for piece in pieces:
@@ -146,22 +147,16 @@ def _copy(given: np.ndarray, into: np.ndarray) -> None:
         into[start : start + _ROWS] = given[start : start + _ROWS]
 
 
-def with_generation_file(arch: LlavaArchitecture, folder: epath.Path) -> LlavaArchitecture:
-    """Returns `arch` with what a folder's generation_config.json adds, if there is one."""
-    where = folder / GENERATION
-    return with_generation(arch, read_json(where), where=str(where)) if where.is_file() else arch
-
-
 def _account(
     folder: epath.Path, arch: LlavaArchitecture, specs: Mapping[str, LeafSpec], tensors: TensorFolder
 ) -> dict[str, str]:
     """Maps canonical names to the names in the files, or says all that is wrong with the keys in one line."""
     expected = {name: spec.foreign_shape for spec in specs.values() for name in spec.names}
-    stored: dict[str, str] = {}
+    family, stored = family_of(arch), dict[str, str]()
     unknown, twice, shapes, types = [], [], [], {}
     for name, shape in tensors.shapes.items():
-        key = canonical(name)
-        if ignored(key, arch):
+        key = family.canonical(name)
+        if family.ignores(key, arch):
             continue
         if key not in expected:
             unknown.append(name)
@@ -236,7 +231,7 @@ def foreign_tensors(specs: Mapping[str, LeafSpec], leaves: Leaves) -> dict[str, 
         for layer, name in enumerate(spec.names):
 
             def read(leaf: Leaf = leaf, spec: LeafSpec = spec, layer: int = layer) -> np.ndarray:
-                return (leaf[layer] if spec.stacked else np.asarray(leaf)).transpose(spec.inverse)
+                return spec.theirs(leaf[layer] if spec.stacked else np.asarray(leaf))
 
             tensors[name] = tensor(spec.foreign_shape, leaf.dtype_of(layer), read)
     return tensors

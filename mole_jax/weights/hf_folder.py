@@ -1,4 +1,4 @@
-"""What stands beside the tensors in a Hugging Face LLaVA folder: config, tokenizer, and how images are prepared."""
+"""What stands beside the tensors in a Hugging Face folder: config, tokenizer, and how images are prepared."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from etils import epath
 
-from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.config import ImageAspect, PromptName
+from mole_jax.families import family_of
+from mole_jax.families.shared.decoders import eos_to_hf
 from mole_jax.files import PathLike, made, write_json
+from mole_jax.image_spec import Single
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import HEADER
-from mole_jax.weights.hf_config import eos_to_hf
+from mole_jax.weights.hf_config import CONFIG, GENERATION, PREPROCESSOR, PROCESSOR
 from mole_jax.weights.hf_tokenizer import HfTokenizer, with_rows
 from mole_jax.weights.leaf import Leaf, Leaves
 from mole_jax.weights.safetensors_io import write_tensors
-
-CONFIG = "config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +82,15 @@ class Beside:
         folder, arch = made(epath.Path(folder)), self.architecture
         if self.tokenizer is not None:
             self.tokenizer.write(folder, self.prompt)
-        write_json(folder / "generation_config.json", _generation(arch), indent=2)
-        write_json(folder / "preprocessor_config.json", _preprocessor(arch, self.image_aspect or "pad"), indent=2)
-        image = self.tokenizer.image.text if self.tokenizer is not None else "<image>"
-        write_json(folder / "processor_config.json", _processor(arch, image), indent=2)
+        write_json(folder / GENERATION, _generation(arch), indent=2)
+        family = family_of(arch)
+        if isinstance(arch.tiling, Single):
+            # Of more tiles than one, the family's processor alone knows how a picture fits them.
+            arch = dataclasses.replace(arch, fit=self.image_aspect or arch.fit)
+        image = self.tokenizer.image.text if self.tokenizer is not None else family.mark
+        preprocessor, processor = family.processor(arch, image)
+        write_json(folder / PREPROCESSOR, preprocessor, indent=2)
+        write_json(folder / PROCESSOR, processor, indent=2)
 
 
 def write_folder(
@@ -110,33 +115,3 @@ def write_folder(
 def _generation(arch: LlavaArchitecture) -> dict:
     decoder = arch.decoder
     return {"bos_token_id": decoder.bos_id, "eos_token_id": eos_to_hf(decoder), "pad_token_id": decoder.pad_id}
-
-
-def _preprocessor(arch: LlavaArchitecture, aspect: ImageAspect) -> dict:
-    side = arch.vision.image_size
-    return {
-        "crop_size": {"height": side, "width": side},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": aspect == "pad",  # to a square, with the mean colour
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(CLIP_MEAN),
-        "image_processor_type": "LlavaImageProcessor",
-        "image_std": list(CLIP_STD),
-        "processor_class": "LlavaProcessor",
-        "resample": 3,  # bicubic
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": side},
-    }
-
-
-def _processor(arch: LlavaArchitecture, image: str) -> dict:
-    return {
-        "image_token": image,
-        "num_additional_image_tokens": 1,  # the class token, which the strategy "default" takes off again
-        "patch_size": arch.vision.patch_size,
-        "processor_class": "LlavaProcessor",
-        "vision_feature_select_strategy": "full" if arch.feature_select == "full" else "default",
-    }

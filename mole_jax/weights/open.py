@@ -11,7 +11,7 @@ from etils import epath
 from mole_jax.config import Config, ModelConfig, Quantisation
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
-from mole_jax.model.architecture import preset
+from mole_jax.model.architecture import check_features, preset
 from mole_jax.model.quantised import Quantised, quantise
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
@@ -77,7 +77,9 @@ def open_base(config: ModelConfig, seed: int) -> Source:
         "image_vectors": config.image_vectors or None,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(source, architecture=dataclasses.replace(source.architecture, **changes))
+    architecture = dataclasses.replace(source.architecture, **changes)
+    check_features(architecture, where="config: model")
+    return dataclasses.replace(source, architecture=architecture)
 
 
 def tokenizer_path(config: ModelConfig, source: Source) -> str:

@@ -18,7 +18,6 @@ from mole_jax.errors import UserError
 from mole_jax.weights.foreign import MODULES, check_adapter
 
 CONFIG = "adapter_config.json"
-PROJECTOR = "multi_modal_projector"
 
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights"}
 _READ |= {"base_model_name_or_path", "revision"}
@@ -115,13 +114,22 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def peft_config(adapter: AdapterConfig, base: str | None, with_projector: bool) -> dict[str, Any]:
+def peft_config(
+    adapter: AdapterConfig,
+    base: str | None,
+    with_projector: bool,
+    *,
+    decoder: str = "language_model",
+    connector: str = "multi_modal_projector",
+) -> dict[str, Any]:
     """Returns the config with which PEFT loads a LoRA of the language model.
 
     Args:
         adapter: the LoRA.
         base: folder or hub name of what it stands on, if that has a name.
         with_projector: the trained projector is beside it.
+        decoder: transformers' name of the decoder's module.
+        connector: that of the projector's.
     """
     modules = "|".join(re.escape(MODULES[target]) for target in adapter.targets)
     return {
@@ -132,11 +140,11 @@ def peft_config(adapter: AdapterConfig, base: str | None, with_projector: bool) 
         "init_lora_weights": True,
         "lora_alpha": int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
         "lora_dropout": adapter.dropout,
-        "modules_to_save": [PROJECTOR] if with_projector else None,
+        "modules_to_save": [connector] if with_projector else None,
         "peft_type": "LORA",
         "r": adapter.rank,
         # A pattern, because a list of bare names would also hit the vision tower's projections.
-        "target_modules": rf"(.*\.)?language_model\.(.*\.)?layers\.\d+\.({modules})",
+        "target_modules": rf"(.*\.)?{decoder}\.(.*\.)?layers\.\d+\.({modules})",
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,

@@ -19,7 +19,8 @@ from mole_jax.errors import UserError
 from mole_jax.files import absolute, read_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import HEADER, own_entry
-from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, content_hash
+from mole_jax.weights.hf_checkpoint import HfCheckpoint, content_hash
+from mole_jax.weights.hf_config import CONFIG
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 from mole_jax.weights.source import Abstract, Source
 

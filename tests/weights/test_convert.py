@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from mole_jax.config import AdapterConfig, MeshConfig, ModelConfig
 from mole_jax.errors import UserError
+from mole_jax.families.llava import canonical
 from mole_jax.files import absolute
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
@@ -23,7 +24,6 @@ from mole_jax.parameters import group_of, unflatten
 from mole_jax.weights import run
 from mole_jax.weights.convert import convert
 from mole_jax.weights.hf_checkpoint import HfCheckpoint
-from mole_jax.weights.names import canonical
 from mole_jax.weights.open import open_base, open_source, place
 
 

@@ -15,13 +15,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from mole_jax.errors import UserError
+from mole_jax.families import write_architecture
+from mole_jax.families.llava import canonical
 from mole_jax.model.architecture import PRESETS, RopeScaling
 from mole_jax.weights import hf_checkpoint
 from mole_jax.weights.formats.hf import write_hf
 from mole_jax.weights.hf_checkpoint import HfCheckpoint, content_hash
-from mole_jax.weights.hf_config import architecture_from_hf, architecture_to_hf
+from mole_jax.weights.hf_config import architecture_from_hf
 from mole_jax.weights.leaf import Leaf
-from mole_jax.weights.names import canonical, leaf_specs
+from mole_jax.weights.names import leaf_specs
 
 GOLDENS = ("tiny_llava", "tiny_llava_gqa")
 
@@ -305,7 +307,7 @@ class TestMistakes:
 @pytest.mark.parametrize("name", PRESETS)
 def test_architectures_round_trip(name: str):
     arch = PRESETS[name]
-    assert architecture_from_hf(json.loads(json.dumps(architecture_to_hf(arch))), where="x") == arch
+    assert architecture_from_hf(json.loads(json.dumps(write_architecture(arch))), where="x") == arch
 
 
 def test_llama3_rope_in_both_generations():
@@ -323,7 +325,7 @@ def test_llama3_rope_in_both_generations():
     assert arch == architecture_from_hf(new, where="x")
     assert arch.decoder.rope_theta == 5e5
     assert arch.decoder.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
-    assert architecture_from_hf(architecture_to_hf(arch), where="x") == arch
+    assert architecture_from_hf(write_architecture(arch), where="x") == arch
 
 
 def test_missing_fields_are_what_transformers_says():
@@ -342,12 +344,12 @@ def test_missing_fields_are_what_transformers_says():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llava_next"}, "'model_type' is 'llava_next', only 'llava' is supported"),
+        ({"model_type": "paligemma"}, "'model_type' is 'paligemma', only 'llava' or 'llava_next' or "),
         ({"projector_hidden_act": "relu"}, "'projector_hidden_act' is 'relu'"),
         ({"multimodal_projector_bias": False}, "'multimodal_projector_bias' is False"),
         ({"vision_feature_layer": [-2, -5]}, "'vision_feature_layer' is [-2, -5]"),
         ({"vision_feature_layer": -6}, "expected one of the 5 hidden states"),
-        ({"text_config": {"model_type": "qwen2"}}, "text_config: 'model_type' is 'qwen2', only 'llama' or 'mistral'"),
+        ({"text_config": {"model_type": "gemma"}}, "text_config: 'model_type' is 'gemma', only 'llama' or 'mistral'"),
         ({"text_config": {"attention_bias": True}}, "'attention_bias' is True, only False"),
         ({"text_config": {"hidden_act": "gelu"}}, "'hidden_act' is 'gelu', only 'silu'"),
         ({"text_config": {"hidden_size": "64"}}, "'hidden_size' is '64', expected a whole number"),
@@ -355,7 +357,8 @@ def test_missing_fields_are_what_transformers_says():
         ({"text_config": {"rope_scaling": {"type": "linear", "factor": 2}}}, "rope_scaling: 'type' is 'linear'"),
         ({"text_config": {"rope_parameters": {"rope_type": "yarn"}}}, "rope_parameters: 'rope_type' is 'yarn'"),
         ({"text_config": {"rope_parameters": {"rope_type": "llama3"}}}, "'factor' is None, expected a number"),
-        ({"vision_config": {"model_type": "siglip_vision_model"}}, "vision_config: 'model_type' is 'siglip_vision"),
+        ({"vision_config": {"model_type": "dinov2"}}, "vision_config: 'model_type' is 'dinov2', only 'clip_vision"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, "'default' would drop the first patch of a tower"),
         ({"vision_config": 3}, "vision_config: expected an object, found 3"),
     ],
 )

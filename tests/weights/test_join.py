@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mole_jax.errors import UserError
+from mole_jax.families.llava import canonical
 from mole_jax.weights.convert import convert
 from mole_jax.weights.formats.llava import open_llava
 from mole_jax.weights.hf_checkpoint import resolve
-from mole_jax.weights.names import canonical
 from mole_jax.weights.open import open_source
 from tests.weights.runs import leaves_of
 from tests.weights.torch_format import torch_save

@@ -1,4 +1,4 @@
-"""Hugging Face's LLaVA: ``config.json`` beside safetensors, in the hub's legacy key layout. A plain LoRA is merged."""
+"""Hugging Face's folders: ``config.json`` beside safetensors, named as the family's files are. A LoRA is merged."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from numpy.typing import DTypeLike
 
 from mole_jax.config import ImageAspect, PromptName
 from mole_jax.errors import UserError
+from mole_jax.families import write_architecture
 from mole_jax.files import PathLike, read_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.format import Export, Format, Given
 from mole_jax.weights.formats.llava import LANGUAGE_MODELS
-from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, foreign_tensors
-from mole_jax.weights.hf_config import architecture_to_hf
+from mole_jax.weights.hf_checkpoint import HfCheckpoint, foreign_tensors
+from mole_jax.weights.hf_config import CONFIG
 from mole_jax.weights.hf_folder import Beside, write_folder
 from mole_jax.weights.leaf import Leaves, as_leaf, main_type
 from mole_jax.weights.merge import merged
@@ -33,7 +34,7 @@ def _read(given: Given) -> HfSource:
 
 
 def _check(export: Export) -> None:
-    architecture_to_hf(export.architecture)  # refuses learned image vectors
+    write_architecture(export.architecture)  # refuses learned image vectors
 
 
 def _write(export: Export, folder: str) -> None:
@@ -52,7 +53,7 @@ def write_hf(
     prompt: PromptName | None = None,
     image_aspect: ImageAspect | None = None,
 ) -> None:
-    """Writes a folder that transformers 5 loads, in the hub's legacy key layout.
+    """Writes a folder that transformers 5 loads, in the key layout of the family's files.
 
     Args:
         folder: made if it is not there.
@@ -77,7 +78,7 @@ def _write_folder(
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     arch = beside.architecture
-    config, specs = architecture_to_hf(arch), leaf_specs(arch)
+    config, specs = write_architecture(arch), leaf_specs(arch)
     grown = beside.leaves(leaves)
     typed = {path: as_leaf(path, grown[path], None if dtype is None else np.dtype(dtype)) for path in specs}
     tensors = foreign_tensors(specs, typed)

@@ -17,8 +17,8 @@ from etils import epath
 from mole_jax.errors import UserError
 from mole_jax.files import PathLike, absolute, read_json
 from mole_jax.weights.format import Format, Given
-from mole_jax.weights.hf_checkpoint import CONFIG, HfCheckpoint, resolve, with_generation_file
-from mole_jax.weights.hf_config import architecture_from_hf
+from mole_jax.weights.hf_checkpoint import HfCheckpoint, resolve
+from mole_jax.weights.hf_config import CONFIG, architecture_from_hf, with_generation_file
 from mole_jax.weights.safetensors_io import TensorFolder, tensor_files
 from mole_jax.weights.sources import HfSource
 

@@ -22,6 +22,8 @@ from etils import epath
 from mole_jax import config_json
 from mole_jax.config import ATTENTION_TARGETS, MLP_TARGETS, AdapterConfig
 from mole_jax.errors import UserError
+from mole_jax.families.shared.names import LeafSpec
+from mole_jax.families.shared.towers import is_clip
 from mole_jax.files import made
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.adapter_tensors import AdapterNames, tensors_by_layer
@@ -37,10 +39,10 @@ from mole_jax.weights.foreign import (
     spec_row,
     stored_names,
 )
-from mole_jax.weights.format import Export, Format, Given, over_base
+from mole_jax.weights.format import Export, Format, Given, not_llava_llama, over_base
 from mole_jax.weights.hf_checkpoint import foreign_tensors
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
-from mole_jax.weights.names import LeafSpec, leaf_specs
+from mole_jax.weights.names import leaf_specs
 from mole_jax.weights.safetensors_io import STATE_DICT_SUFFIXES, open_state_dict, write_file
 from mole_jax.weights.sources import LayeredSource
 
@@ -78,8 +80,9 @@ def is_llava_mole(path: epath.Path) -> bool:
 
 def check_llava_mole(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
     """Raises `UserError` with the reason if the released code would not compute a model with these adapters."""
-    reason = None
-    if adapter.kind != "mole":
+    if (reason := not_llava_llama(arch)) is not None or not is_clip(arch.vision):
+        reason = f"{reason or 'has no CLIP'}, the released code is a LLaVA-1.5 over a Llama"
+    elif adapter.kind != "mole":
         reason = f"has no routed experts (adapter.kind {adapter.kind})"
     elif set(adapter.targets) != {*ATTENTION_TARGETS, *MLP_TARGETS}:
         reason = "has adapters on some projections only (adapter.targets), the released code on all seven"

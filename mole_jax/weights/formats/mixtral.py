@@ -19,10 +19,10 @@ import numpy as np
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
+from mole_jax.families import write_architecture
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture
-from mole_jax.weights.format import Export, Format
+from mole_jax.weights.format import Export, Format, not_llava_llama
 from mole_jax.weights.hf_checkpoint import foreign_tensors
-from mole_jax.weights.hf_config import architecture_to_hf
 from mole_jax.weights.hf_folder import write_folder
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, main_type, tensor
 from mole_jax.weights.merge import merged_layer, merged_leaf
@@ -38,12 +38,13 @@ _MLP = "decoder/layers/mlp/"
 _ROUTER = _MLP + "router/kernel"
 
 
-def check_mixtral(adapter: AdapterConfig, *, where: str) -> None:
+def check_mixtral(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
     """Raises `UserError` with the reason if a model with these adapters is no Mixtral of merged experts."""
     if adapter.kind != "mole":
         raise UserError(f"{where}: has no routed experts (adapter.kind {adapter.kind}); convert it --to hf instead")
-    reason = None
-    if adapter.router_bias:
+    if (reason := not_llava_llama(arch)) is not None:
+        reason = f"it {reason}, and a Mixtral is a Llama of experts"
+    elif adapter.router_bias:
         reason = "its router has a bias (adapter.router_bias), for which Mixtral has no place"
     elif adapter.router_gradient == "gate_scaled":
         reason = "its experts are scaled by their probability (adapter.router_gradient gate_scaled), Mixtral's are not"
@@ -62,7 +63,7 @@ def architecture_to_mixtral(arch: LlavaArchitecture, experts: int, dtype: str = 
     Raises:
         UserError: `arch` has image vectors.
     """
-    config = architecture_to_hf(arch, dtype)
+    config = write_architecture(arch, dtype)
     text = {key: value for key, value in config["text_config"].items() if key not in ("attention_bias", "mlp_bias")}
     config["text_config"] = text | {
         "model_type": "mixtral",
@@ -97,8 +98,8 @@ def _blocks(arch: DecoderArchitecture, adapter: AdapterConfig, leaves: Leaves) -
 
 
 def _check(export: Export) -> None:
-    architecture_to_hf(export.architecture)  # refuses learned image vectors
-    check_mixtral(export.adapter, where=export.where)
+    write_architecture(export.architecture)  # refuses learned image vectors
+    check_mixtral(export.adapter, export.architecture, where=export.where)
 
 
 def _write(export: Export, folder: str) -> None:

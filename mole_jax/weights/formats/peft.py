@@ -8,21 +8,25 @@ tensor, after ``base_model.model.``                                             
 ``model.multi_modal_projector.linear_{1,2}.{weight,bias}`` (``modules_to_save``)   as in HF     the trained projector
 =================================================================================  ===========  =====================
 
-Files of transformers 4 say ``language_model.model.layers``, those of original LLaVA ``model.layers``, with the
-projector apart in ``non_lora_trainables.bin`` as ``model.mm_projector.{0,2}``; all are read.
+These are LLaVA's modules; other families' are in their files (`mole_jax.families`). Files of transformers 4 say
+``language_model.model.layers``, those of original LLaVA ``model.layers``, with the projector apart in
+``non_lora_trainables.bin`` as ``model.mm_projector.{0,2}``; all are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from etils import epath
 
 from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
+from mole_jax.families import family_of
+from mole_jax.families.shared.family import Family
 from mole_jax.files import made, read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.terminal import shortened
@@ -30,20 +34,29 @@ from mole_jax.weights.adapter_tensors import AdapterNames, projector_specs, proj
 from mole_jax.weights.foreign import HEADER, MODULES, AdapterFile, own_header, read_table, spec_row, stored_names
 from mole_jax.weights.format import Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.formats.llava import renamed
-from mole_jax.weights.names import canonical
-from mole_jax.weights.peft_config import CONFIG, PROJECTOR, adapter_from_peft, base_of, peft_config
+from mole_jax.weights.names import leaf_specs
+from mole_jax.weights.peft_config import CONFIG, adapter_from_peft, base_of, peft_config
 from mole_jax.weights.safetensors_io import TensorFolder, write_file
 from mole_jax.weights.sources import LayeredSource
 
 TENSORS, TORCH_TENSORS = "adapter_model.safetensors", "adapter_model.bin"
 PROJECTOR_APART = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
-NAMES = AdapterNames(PREFIX + "model.language_model.layers.{layer}.{module}.lora_{side}.weight")
-_READ = AdapterNames("language_model.model.layers.{layer}.{module}.lora_{side}.weight")  # as `canonical` has them
-_LORA = re.compile(r"language_model\.model\.layers\.(\d+)\.(?P<module>[\w.]+)\.lora_[AB]\.weight")
+_LORA = re.compile(r"(?P<layers>[\w.]+\.layers)\.(\d+)\.(?P<module>[\w.]+)\.lora_[AB]\.weight")
 
 
-def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
+def names_of(arch: LlavaArchitecture) -> AdapterNames:
+    """Returns the names of LoRA tensors in the layout of the family's files, which `Family.canonical` gives."""
+    kernel = leaf_specs(arch)["decoder/layers/attention/q_proj/kernel"].pattern
+    return AdapterNames(kernel.removesuffix("self_attn.q_proj.weight") + "{module}.lora_{side}.weight")
+
+
+def written_names(arch: LlavaArchitecture) -> AdapterNames:
+    """Returns the same as PEFT writes them: modules of transformers 5."""
+    return AdapterNames(PREFIX + family_of(arch).module(names_of(arch).lora))
+
+
+def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, trained: Collection[str] = (), *, where: str) -> None:
     """Raises `UserError` with the reason if PEFT has no place for a model with these adapters."""
     if adapter.kind == "mole":
         raise UserError(
@@ -54,6 +67,11 @@ def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -
     if arch.image_vectors:
         raise UserError(
             f"{where}: a PEFT adapter has no place for learned image start and end vectors (model.image_vectors); "
+            "convert it --to mole"
+        )
+    if arch.image_newline and "projector" in trained:
+        raise UserError(
+            f"{where}: a PEFT adapter has no place for a trained image_newline, which is no module; "
             "convert it --to mole"
         )
 
@@ -75,17 +93,19 @@ def read_peft(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
     if file is None:
         raise UserError(f"{folder}: holds neither {TENSORS} nor {TORCH_TENSORS}; copy the whole folder")
     files = TensorFolder([file, *folder.glob(PROJECTOR_APART)])
-    stored = stored_names(files, _canonical, file)
-    modules = {found["module"] for name in stored if (found := _LORA.fullmatch(name))}
+    names, family = names_of(arch), family_of(arch)
+    stored = stored_names(files, functools.partial(_canonical, family=family), file)
+    layers = names.lora.partition(".{layer}")[0]
+    modules = {found["module"] for name in stored if (found := _LORA.fullmatch(name)) and found["layers"] == layers}
     adapter = dataclasses.replace(adapter, targets=tuple(name for name, one in MODULES.items() if one in modules))
     _check_ranks(folder, adapter.rank, {name: files.shapes[own] for name, own in stored.items()})
     if not adapter.targets:
         first = next(iter(files.shapes), "nothing")
         raise UserError(f"{file}: holds no LoRA of the language model's projections, but {shortened(first)}")
-    table = _READ.table(adapter, arch)
-    has_projector = any(name.startswith(PROJECTOR) for name in stored)
+    table, projector = names.table(adapter, arch), projector_specs(arch)
+    has_projector = any(name in stored for spec in projector.values() for name in spec.names)
     if has_projector:
-        table |= {path: spec_row(spec) for path, spec in projector_specs(arch).items()}
+        table |= {path: spec_row(spec) for path, spec in projector.items()}
     what = "tensors do not fit a LoRA of this base"
     arrays = read_table(files, table, where=file, what=what, asks="the base", names=stored)
     said = own_header(files.metadata, file)
@@ -110,13 +130,13 @@ def _check_ranks(folder: epath.Path, rank: int, shapes: Mapping[str, tuple[int, 
         )
 
 
-def _canonical(name: str) -> str:
+def _canonical(name: str, family: Family) -> str:
     # A model's own state dict, as DeepSpeed saves it, has the adapter's name too; PEFT calls it "default".
     name = name.removeprefix(PREFIX).replace(".modules_to_save.default.", ".")
     name = re.sub(r"(\.lora_[AB])\.default\.weight$", r"\1.weight", name)
     # Of original LLaVA's names none is like Hugging Face's; the general "model." would be.
     original = name.startswith(("model.layers.", "model.mm_projector."))
-    return renamed(name) if original else canonical(name)
+    return family.canonical(renamed(name) if original else name)
 
 
 def _read(given: Given) -> LayeredSource:
@@ -125,7 +145,7 @@ def _read(given: Given) -> LayeredSource:
 
 
 def _check(export: Export) -> None:
-    check_peft(export.adapter, export.architecture, where=export.where)
+    check_peft(export.adapter, export.architecture, export.source.trained, where=export.where)
     check_trained(export)
 
 
@@ -135,14 +155,16 @@ def _write(export: Export, folder: str) -> None:
     The base keeps its embedding, so where that has no free row no token is added.
     """
     adapter, arch, leaves = export.adapter, export.architecture, export.leaves
-    tensors = tensors_by_layer(NAMES, adapter, arch, leaves)
+    family = family_of(arch)
+    tensors = tensors_by_layer(written_names(arch), adapter, arch, leaves)
     projector = projector_tensors(arch, leaves)
-    tensors |= {f"{PREFIX}model.{name}": one for name, one in projector.items()}
+    tensors |= {PREFIX + family.module(name): one for name, one in projector.items()}
     output = made(epath.Path(folder))
     # PEFT's own loader asks for torch's mark in the header.
     write_file(output / TENSORS, tensors, {"format": "pt", HEADER: json.dumps(export.settings)})
     export.beside(grows=False).write(output)
-    write_json(output / CONFIG, peft_config(adapter, export.base_name, bool(projector)), indent=2)
+    config = peft_config(adapter, export.base_name, bool(projector), decoder=family.decoder, connector=family.connector)
+    write_json(output / CONFIG, config, indent=2)
 
 
 FORMAT = Format(
