@@ -89,7 +89,7 @@ class ImageSpec:
 
 
 class PictureLayout(NamedTuple):
-    """Where one picture's features go. T image positions, each the weighted sum of K features of the picture's tiles."""
+    """Where one picture's features go. T image positions, each a weighted sum of K features of the picture's tiles."""
 
     tiles: int
     text: str

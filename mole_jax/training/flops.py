@@ -21,7 +21,7 @@ def step_flops(
     """
     rows, length = config.train.batch_rows, config.data.sequence_length
     tokens = rows * length
-    image_tokens = rows * config.data.images_per_row * (arch.vision.patches + 1)
+    image_tokens = rows * config.data.tiles_per_row * (arch.vision.patches + 1)
     total = 0.0
     for path, parameter in declarations.items():
         if not is_matrix(path):

@@ -35,7 +35,7 @@ def data(tmp_path_factory) -> DataConfig:
         domain(folder, "text", 4, image=False),
     )
     return DataConfig(
-        domains=domains, sequence_length=400, examples_per_row=4, images_per_row=3, packing_bins=3, mix="weight"
+        domains=domains, sequence_length=400, examples_per_row=4, tiles_per_row=3, packing_bins=3, mix="weight"
     )
 
 
@@ -61,7 +61,7 @@ def check_batch(batch, data: DataConfig, tokenizer):
     for row, name, where in segments(batch):
         number, example, folder = raws[name]
         names.append(name)
-        one = encode(example, tokenizer, PROMPTS[data.prompt], IMAGE)
+        one = encode(example, tokenizer, PROMPTS["v1"], IMAGE)
         np.testing.assert_array_equal(batch.tokens[row, where], one.tokens)
         np.testing.assert_array_equal(batch.targets[row, where], [*one.tokens[1:], 0])
         np.testing.assert_array_equal(batch.loss_mask[row, where], [*one.loss_mask[1:], 0])
@@ -118,7 +118,7 @@ def test_of_any_mixture_every_draw_comes_once(lengths, per_row, bins, rows, epoc
         mix="size",
         sequence_length=400,
         examples_per_row=per_row,
-        images_per_row=2,
+        tiles_per_row=2,
         packing_bins=bins,
     )
     mixture = build(data, tokenizer, rows=rows, seed=seed, epochs=epochs)
@@ -291,7 +291,7 @@ def test_several_images_of_a_record_share_its_row(tmp_path, tokenizer):
     data = DataConfig(
         domains=(DomainConfig("d", write(tmp_path, "d", records)),),
         sequence_length=500,
-        images_per_row=3,
+        tiles_per_row=3,
         packing_bins=2,
     )
     mixture = build(data, tokenizer)
@@ -319,7 +319,7 @@ def faulty(tmp_path) -> DataConfig:
     return DataConfig(
         domains=(DomainConfig("d", path),),
         sequence_length=300,
-        images_per_row=2,
+        tiles_per_row=2,
         packing_bins=2,
         on_bad_record="skip",
         on_too_long="skip",
@@ -330,7 +330,7 @@ FAULTS = {
     "bad record": r"^d/5: .*d\.json: record 5 \(id 'empty'\), field conversations\[1\]\.value: the text is empty",
     "bad image": r"^d/broken: .*d\.json: record 6 \(id 'broken'\), field image: image 'broken\.png' ",
     "too long": r"^d/long: .*d\.json: record 7 \(id 'long'\): \d+ tokens, over data\.sequence_length 300",
-    "too many images": r"^d/many: .*d\.json: record 8 \(id 'many'\), field image: 3 images, over data\.images_per_row",
+    "too many images": r"^d/many: .*d\.json: record 8 \(id 'many'\), field image: 3 images, over data\.tiles_per_row",
 }
 
 

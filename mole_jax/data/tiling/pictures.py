@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from mole_jax.data.tiling import anyres, grid, single, split
 from mole_jax.data.tiling.squares import Size
 from mole_jax.errors import UserError
-from mole_jax.image_spec import AnyRes, Grid, ImageSpec, PictureLayout, Single, Split
+from mole_jax.image_spec import NEWLINE, AnyRes, Grid, ImageSpec, PictureLayout, Single, Split
 
 
 def layout(spec: ImageSpec, size: Size, pictures: int, image_text: str) -> PictureLayout:
@@ -58,6 +58,36 @@ def cut(rgb: Image.Image, spec: ImageSpec, pictures: int = 1) -> UInt8[np.ndarra
 def layouts(spec: ImageSpec, sizes: Sequence[Size], image_text: str) -> tuple[PictureLayout, ...]:
     """Returns the layout of each picture of one example."""
     return tuple(layout(spec, size, len(sizes), image_text) for size in sizes)
+
+
+def places(
+    spec: ImageSpec, is_image: Bool[np.ndarray, " T"], layouts: Sequence[PictureLayout]
+) -> tuple[Int[np.ndarray, "T K"], Float[np.ndarray, "T K"]]:
+    """Returns which features, of all tiles of an example in order, each of its positions receives, and their shares.
+
+    Args:
+        spec: how the model takes pictures.
+        is_image: where the image tokens are; as many as the layouts have positions.
+        layouts: of the example's pictures.
+
+    Returns:
+        Indices as in `PictureLayout.source` and shares. Elsewhere, and beyond the K of a layout, both are 0.
+    """
+    sources = np.zeros((len(is_image), taps(spec)), np.int32)
+    weights = np.zeros(sources.shape, np.float32)
+    at, before = np.flatnonzero(is_image), 0
+    for one in layouts:
+        own, at = at[: len(one.source)], at[len(one.source) :]
+        most = one.source.shape[1]
+        sources[own, :most] = np.where(one.source == NEWLINE, NEWLINE, one.source + before * spec.tile_features)
+        weights[own, :most] = 1 if one.weight is None else one.weight
+        before += one.tiles
+    return sources, weights
+
+
+def moved(sources: Int[np.ndarray, "T K"], weights: Float[np.ndarray, "T K"], by: int) -> Int[np.ndarray, "T K"]:
+    """Returns `sources` of an example in whose row `by` features come before its own."""
+    return np.where((sources == NEWLINE) | (weights == 0), sources, sources + by)
 
 
 def limited(spec: ImageSpec, most: int | None) -> ImageSpec:
@@ -113,3 +143,8 @@ def most_tiles(spec: ImageSpec) -> int:
 def taps(spec: ImageSpec) -> int:
     """Returns K of `PictureLayout`, the most features that make one image position."""
     return 4 if isinstance(spec.tiling, AnyRes) and spec.tiling.most is not None else 1
+
+
+def row_taps(spec: ImageSpec) -> int | None:
+    """Returns K of a row's `sources`; None where it has none, since each picture is one tile."""
+    return None if isinstance(spec.tiling, Single) else taps(spec)
