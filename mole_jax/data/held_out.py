@@ -16,6 +16,7 @@ from mole_jax.data.conversation import Example
 from mole_jax.data.load import Layout, Loader, RecordSource
 from mole_jax.data.records import check_text
 from mole_jax.data.stream import Ledger
+from mole_jax.data.template import Template
 from mole_jax.data.tiling.pictures import row_taps
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
@@ -73,6 +74,11 @@ class Questions(Sequence):
             digest.update(json.dumps([example.id, turns, images, references]).encode())
         self.sha256 = digest.hexdigest()
 
+    @property
+    def prompt(self) -> PromptPreset | Template:
+        """What they are asked with."""
+        return self._loader.layout.prompt
+
     def __len__(self) -> int:
         return len(self.listed)
 
@@ -85,7 +91,8 @@ class Questions(Sequence):
         """
         asked = self.listed[index]
         example, tokens, layouts = self._loader.question(0, index, self._suffix)
-        images, places = self._loader.images(0, index, example), self._loader.places(tokens, layouts)
+        images = self._loader.images(0, index, example, layouts)
+        places = self._loader.places(tokens, layouts)
         return Question(asked.id, tokens, images, asked.references, **places)
 
     def _references(self, index: int, example: Example) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ class Loader:
                 example,
             )
         self._check_tiles(where, example, sum(one.tiles for one in layouts))
-        images = self.images(domain, index, example)
+        images = self.images(domain, index, example, layouts)
         return Loaded(example, encoded.tokens, encoded.loss_mask, images, layouts)
 
     def layouts(self, domain: int, index: int, example: Example) -> tuple[PictureLayout, ...]:
@@ -183,7 +183,11 @@ class Loader:
         """
         if isinstance(self.layout.image.tiling, Single):
             return self.layout.layouts([(1, 1)] * len(example.images))
-        return self.layout.layouts(self._of_images(domain, index, example, image_size))
+        sizes = self._of_images(domain, index, example, image_size)
+        try:
+            return self.layout.layouts(sizes)
+        except UserError as error:
+            raise self._image_problem(domain, index, example, error) from None
 
     def _check_tiles(self, where: str, example: Example, tiles: int) -> None:
         most, count = self.layout.tiles_per_row, len(example.images)
@@ -229,11 +233,14 @@ class Loader:
             raise self._problem(BAD_RECORD, f"{where}, field conversations: {error}", example) from None
         return example, tokens, layouts
 
-    def images(self, domain: int, index: int, example: Example) -> UInt8[np.ndarray, "N H W 3"]:
+    def images(
+        self, domain: int, index: int, example: Example, layouts: Sequence[PictureLayout]
+    ) -> UInt8[np.ndarray, "N H W 3"]:
         """Returns the tiles of a record's images, one image after the other; raises `RecordProblem`."""
         if not self.decode:
-            sizes = self._of_images(domain, index, example, image_size)
-            return np.zeros((sum(one.tiles for one in self.layout.layouts(sizes)), 1), np.uint8)
+            if isinstance(self.layout.image.tiling, Single):  # of others the sizes were read, and so checked
+                self._of_images(domain, index, example, image_size)
+            return np.zeros((sum(one.tiles for one in layouts), 1), np.uint8)
         size = self.layout.image.size
         loaded = self._of_images(domain, index, example, load_tiles)
         return np.concatenate(loaded) if loaded else np.zeros((0, size, size, 3), np.uint8)
@@ -245,8 +252,11 @@ class Loader:
         try:
             return [read(image, source.image_root, layout.image, **rest) for image in example.images]
         except UserError as error:
-            where = self._where(source, index, example)
-            raise self._problem(BAD_IMAGE, f"{where}, field image: {error}", example) from None
+            raise self._image_problem(domain, index, example, error) from None
+
+    def _image_problem(self, domain: int, index: int, example: Example, error: UserError) -> RecordProblem:
+        where = self._where(self.sources[domain], index, example)
+        return self._problem(BAD_IMAGE, f"{where}, field image: {error}", example)
 
     def remarks(self, domain: int, example: Example) -> list[str]:
         """Returns what a user should know of the images of a usable record (`mole_jax.data.colour.REMARKS`)."""

@@ -19,7 +19,7 @@ from mole_jax.data.prompt import template_text
 from mole_jax.errors import UserError
 from mole_jax.files import is_remote
 from mole_jax.image_spec import PictureLayout
-from mole_jax.prompts import IMAGE
+from mole_jax.prompts import IMAGE, PromptPreset
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
@@ -284,6 +284,12 @@ class Template:
         return UserError(
             f"the chat template of {self._folder} {what}; mend template or record, or name a preset in data.prompt"
         )
+
+
+def answer_ends(prompt: PromptPreset | Template, tokenizer: Tokenizer, named: Sequence[int]) -> tuple[int, ...]:
+    """Returns all tokens that end an answer: of the tokenizer, those that the model has `named`, and the template's."""
+    own = prompt.ending_ids if isinstance(prompt, Template) else ()
+    return tuple(dict.fromkeys((*tokenizer.ending_ids(named), *own)))
 
 
 def _transformers_tokenizer(tokenizer: Tokenizer, folder: epath.Path) -> Any:

@@ -197,6 +197,15 @@ def test_a_state_of_another_mixture_is_refused(data, tokenizer):
         build(data, tokenizer).set_state({**state, "version": 0})
 
 
+def test_a_state_of_an_earlier_version_is_known(data, tokenizer):
+    state = build(data, tokenizer).get_state()
+    earlier = {"images_per_row" if name == "tiles_per_row" else name: value for name, value in state["mixture"].items()}
+    del earlier["tiling"]
+    build(data, tokenizer).set_state({**state, "mixture": earlier})
+    with pytest.raises(UserError, match="tiles_per_row was 9 in the checkpoint"):
+        build(data, tokenizer).set_state({**state, "mixture": {**earlier, "images_per_row": 9}})
+
+
 def _rewritten(folder: pathlib.Path) -> None:
     path = folder / "photos.json"
     path.write_text(path.read_text().replace("It is 1.", "It is 9."))

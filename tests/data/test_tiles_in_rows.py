@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -220,6 +221,19 @@ def test_a_system_turn_stands_in_the_row(reference, tmp_path):
     )
     with pytest.raises(UserError, match="the prompt preset v1 has no place for a system turn; take it out"):
         preset.load(0, 0)
+
+
+def test_a_picture_too_thin_to_be_cut_is_a_bad_image(reference, tmp_path):
+    golden = Golden(reference("families/llava_onevision"))
+    Image.new("RGB", (1, 9000)).save(tmp_path / "thin.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
+    raw = {"id": "a", "image": "thin.png", "conversations": turns}
+    data = DataConfig(domains=(DomainConfig("d", write(tmp_path, "d", [raw])),), sequence_length=100)
+    inspection = check.inspect(data, check.open_loader(data, Tokenizer.load(golden.folder), golden.spec))
+    assert [problem.reason for problem in inspection.problems] == ["bad image"]
+    assert re.search(
+        r"d\.json: record 0 \(id 'a'\), field image: 1 x 9000 pixels are too long and thin", str(inspection)
+    )
 
 
 def test_a_size_told_before_decoding_is_that_of_the_pixels(tmp_path):
