@@ -67,7 +67,7 @@ class Ours:
                 domains=(DomainConfig("all", "-"),),
                 sequence_length=case.length,
                 examples_per_row=int(batch["segment_ids"].max()),
-                images_per_row=batch["images"].shape[1],
+                tiles_per_row=batch["images"].shape[1],
             ),
             train=TrainConfig(steps=10_000, batch_rows=case.rows, trainable=trainable),
             mesh=MeshConfig(data=1),

@@ -38,7 +38,7 @@ def config_of(adapter: AdapterConfig, rows: int, length: int) -> Config:
     return Config(
         model=ModelConfig(preset="vicuna-7b", remat="full"),
         adapter=adapter,
-        data=DataConfig(domains=(DomainConfig("all", "-"),), sequence_length=length, images_per_row=0),
+        data=DataConfig(domains=(DomainConfig("all", "-"),), sequence_length=length, tiles_per_row=0),
         train=TrainConfig(steps=1000, batch_rows=rows, trainable=TRAINABLE[adapter.kind]),
         mesh=MeshConfig(data=1),
     )

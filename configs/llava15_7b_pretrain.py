@@ -40,7 +40,7 @@ def get_config() -> Config:
             sequence_length=2048,
             # A caption takes about 600 positions, 576 of them its image: three fit a row.
             examples_per_row=4,
-            images_per_row=3,
+            tiles_per_row=3,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         # Batch 256 in LLaVA is examples; 88 rows of three examples hold about as many, and divide among 8 devices.

@@ -30,7 +30,7 @@ def get_config() -> Config:
             domains=tuple(DomainConfig(name, f"{DATA}/{name}/train.json") for name in DOMAINS),
             sequence_length=256,
             examples_per_row=2,
-            images_per_row=2,
+            tiles_per_row=2,
         ),
         # A small model takes larger steps than the 7B recipes do.
         optimizer=OptimizerConfig(learning_rate=3e-3, projector_learning_rate=1e-3),

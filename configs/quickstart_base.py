@@ -40,7 +40,7 @@ def get_config() -> Config:
             domains=(DomainConfig("captions", f"{DATA}/train.json"),),
             sequence_length=384,
             examples_per_row=4,
-            images_per_row=3,
+            tiles_per_row=3,
         ),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, weight_decay=0.05, warmup_fraction=0.05),
         train=TrainConfig(

@@ -37,7 +37,7 @@ def get_config() -> Config:
             temperature=2.0,
             sequence_length=512,
             examples_per_row=4,
-            images_per_row=4,
+            tiles_per_row=4,
             packing_bins=32,
             on_too_long="skip",
         ),

@@ -64,7 +64,7 @@ def setting(degree: float, seed: int, router: float = LEARNING_RATE) -> Config:
             prompt="no_system",
             sequence_length=96,
             examples_per_row=2,
-            images_per_row=2,
+            tiles_per_row=2,
         ),
         optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, router_learning_rate=router),
         train=TrainConfig(batch_rows=2, trainable=("adapters", "router"), log_every=50),

@@ -41,7 +41,7 @@ def get_config() -> Config:
             prompt="no_system",
             sequence_length=128,
             examples_per_row=3,
-            images_per_row=3,
+            tiles_per_row=3,
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.05, warmup_fraction=0.05),
         train=TrainConfig(steps=3000, batch_rows=24, trainable=("vision", "projector", "decoder"), log_every=20),

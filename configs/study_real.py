@@ -71,7 +71,7 @@ def setting(router: float = LEARNING_RATE) -> Config:
             # Questions of more tokens, a tenth of the documents', are skipped and counted.
             sequence_length=128,
             examples_per_row=1,
-            images_per_row=1,
+            tiles_per_row=1,
         ),
         train=dataclasses.replace(shared.train, batch_rows=4, trainable=("adapters", "router", "projector")),
         evaluation=dataclasses.replace(

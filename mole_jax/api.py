@@ -7,8 +7,9 @@ from typing import get_args
 
 from flax import nnx
 
-from mole_jax.config import Config, DecodingConfig, Dtype, ImageAspect, MeshConfig, ModelConfig, PromptName
+from mole_jax.config import Config, DataConfig, DecodingConfig, Dtype, ImageAspect, MeshConfig, ModelConfig, PromptName
 from mole_jax.config_check import check_decoding, check_mesh
+from mole_jax.data.load import settled
 from mole_jax.errors import UserError, nearest
 from mole_jax.model.llava import Llava
 from mole_jax.parameters import unflatten
@@ -36,8 +37,9 @@ def load(
         alpha: the scale's numerator, for a released LLaVA-MoLE file. None: as the file says, else twice its rank.
         tokenizer: folder with tokenizer.model or tokenizer.json. None: the one beside the weights.
         dtype: type of the frozen weights, and of the activations of `generate`.
-        prompt: prompt preset. None: the one that the weights were trained with, v1 if they say none.
-        image_aspect: how images become square. None: as trained, pad if the weights say nothing.
+        prompt: prompt preset, or checkpoint for the chat template beside the tokenizer. None: what the weights were
+            trained with; if they say nothing, v1 for LLaVA-1.5 and checkpoint for any other with a template.
+        image_aspect: how images become square. None: as trained, or as the base does if the weights say nothing.
         mesh: how devices share the work. None: one device.
 
     Returns:
@@ -62,8 +64,10 @@ def load(
         raise UserError(f"{path}: has no tokenizer.model or tokenizer.json; name a folder that has one as tokenizer")
     settings = Config(model=ModelConfig(tokenizer=tokenizer, frozen_dtype=dtype, compute_dtype=dtype), mesh=mesh)
     found = open_model(settings, source)
-    prompt, image_aspect = prompt or source.prompt or "v1", image_aspect or source.image_aspect or "pad"
-    processor = Processor(found.tokenizer, source.architecture, prompt, image_aspect)
+    own = DataConfig(prompt=prompt or source.prompt, image_aspect=image_aspect or source.image_aspect)
+    own = settled(own, found.tokenizer, source.architecture.image)
+    assert own.prompt is not None
+    processor = Processor(found.tokenizer, source.architecture, own.prompt, own.image_aspect)
     return nnx.merge(found.spec.graph, unflatten(found.place())), processor
 
 

@@ -24,8 +24,8 @@ Remat = Literal["none", "most", "attention", "full"]
 AttentionKernel = Literal["auto", "xla", "blocks", "splash", "triton", "mosaic"]
 RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
 Movement = Literal["gather", "all_to_all"]
-PromptName = Literal["v1", "llava_mole", "no_system", "plain"]
-ImageAspect = Literal["pad", "crop"]
+PromptName = Literal["v1", "llava_mole", "no_system", "plain", "checkpoint"]
+ImageAspect = Literal["pad", "crop", "stretch"]
 Ability = Literal[
     "visual_perception",
     "visual_knowledge_acquisition",
@@ -143,28 +143,35 @@ class DataConfig:
     """Sampling: by the domains' weights, by their size, or by size ** (1 / temperature)."""
     temperature: float = 2.0
     """Temperature of the size-based mixture (data.mix = temperature); 1 is by size, large is uniform."""
-    prompt: PromptName = "v1"
-    """Prompt preset; stored in the checkpoint. no_system: v1's roles without its first sentence."""
+    prompt: PromptName | None = None
+    """Prompt preset, or checkpoint: the chat template beside the base's tokenizer, read by transformers; stored in the
+    checkpoint. no_system: v1's roles without its first sentence. None: v1 for LLaVA-1.5, checkpoint for any other base
+    with a chat template."""
     sequence_length: int = 2048
     """Tokens per row S, image tokens included."""
     examples_per_row: int = 16
     """Most examples packed into one row; 1 turns packing off."""
-    images_per_row: int = 4
-    """Most images in one row. 0: records have none, and no row holds place for them."""
+    tiles_per_row: int = 4
+    """Most tiles of images in one row; an image is one, or several where the base cuts it. 0: records have none, and no
+    row holds place for them. Earlier versions called it images_per_row."""
+    max_tiles: int | None = None
+    """Most tiles of one image: those of more are made smaller by the base's own settings for it (fewer resolutions, a
+    smaller grid, a shorter longest side). None: as the base does."""
     packing_bins: int = 64
     """Rows open at a time while packing, over all shards; more fill better and mix further."""
     shards: int | None = None
     """Streams that the examples are dealt to and packed in; each fills as many rows of every batch, and a host reads
     those of its own rows. Batches depend on it and not on the hosts. None: the largest divisor of `train.batch_rows`
     up to 16."""
-    image_aspect: ImageAspect = "pad"
-    """Make images square by padding with the mean colour, or by cropping the centre."""
+    image_aspect: ImageAspect | None = None
+    """Make images square by padding with the mean colour, cropping the centre, or giving up the aspect ratio; for bases
+    that see an image as one square. None: as the base does, padded for LLaVA-1.5."""
     max_image_pixels: int = 50_000_000
     """Images with more pixels are refused as decompression bombs."""
     on_bad_record: Literal["error", "skip"] = "error"
     """A broken image, missing file, malformed record and so on: stop with an error, or skip and count."""
     on_too_long: Literal["error", "skip"] = "skip"
-    """An example over `sequence_length` or `images_per_row`: stop with an error, or skip and count."""
+    """An example over `sequence_length` or `tiles_per_row`: stop with an error, or skip and count."""
     most_skipped: float | None = None
     """Largest share of a domain's records that may be skipped; above it training stops. None: no limit, since skipping
     was asked for and how much of it is right is for the data's owner to say; the counts are told at start and end."""

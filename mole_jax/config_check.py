@@ -157,7 +157,8 @@ def _data(config: Config) -> Rows:
         data.most_skipped is None or 0 <= data.most_skipped <= 1,
         f"data.most_skipped is {data.most_skipped}, it is a share: from 0 to 1, or None for no limit",
     )
-    yield from _not_negative("data", data, "images_per_row", "workers")
+    yield from _not_negative("data", data, "tiles_per_row", "workers")
+    yield data.max_tiles is None or data.max_tiles >= 1, f"data.max_tiles is {data.max_tiles}, it must be at least 1"
 
 
 def _name(name: str, field: str) -> Rows:

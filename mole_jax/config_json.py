@@ -77,7 +77,8 @@ def _is_instance(value: Any) -> TypeGuard[DataclassInstance]:
 def from_json(values: Mapping[str, Any], *, where: str = "config.json") -> Config:
     """Returns the config of which `to_json` made `values`. A field that is not there takes its default.
 
-    `model.remat` "dots", which earlier versions wrote, is "most" today: it recomputes about as little.
+    `model.remat` "dots", which earlier versions wrote, is "most" today: it recomputes about as little. So is
+    `data.images_per_row` `data.tiles_per_row`.
 
     Raises:
         UserError: an unknown field, a wrong type, or a required field missing; `where` is the file it names.
@@ -85,6 +86,10 @@ def from_json(values: Mapping[str, Any], *, where: str = "config.json") -> Confi
     model = values.get("model")
     if isinstance(model, Mapping) and model.get("remat") == "dots":
         values = {**values, "model": {**model, "remat": "most"}}
+    data = values.get("data")
+    if isinstance(data, Mapping) and "images_per_row" in data:
+        others = {name: value for name, value in data.items() if name != "images_per_row"}
+        values = {**values, "data": {"tiles_per_row": data["images_per_row"], **others}}
     return dataclass_from_json(values, Config, where=where)
 
 

@@ -69,6 +69,7 @@ def test_a_valid_config_is_returned_unchanged():
         (section("data", domains=(DomainConfig("a", "x", repeat=0.0),)), "a has repeat 0.0, it must be over 0"),
         (section("data", temperature=0.0), "data.temperature is 0.0, it must be over 0"),
         (section("data", shards=0), "data.shards is 0, it must be at least 1"),
+        (section("data", max_tiles=0), "data.max_tiles is 0, it must be at least 1"),
         (section("data", workers=-1), "data.workers is -1, it must not be negative"),
         (section("optimizer", router_learning_rate=-1.0), "optimizer.router_learning_rate is -1.0, it must not be"),
         (section("optimizer", b2=1.0), "optimizer.b2 is 1.0, must be in [0, 1)"),
@@ -149,6 +150,14 @@ def test_json_without_a_field_takes_its_default():
     values = to_json(VALID)
     del values["checkpoint"], values["train"]["log_every"]
     assert from_json(values) == VALID
+
+
+def test_json_of_earlier_versions_is_read():
+    values = to_json(VALID)
+    values["data"]["images_per_row"] = values["data"].pop("tiles_per_row") + 5
+    values["model"]["remat"] = "dots"
+    read = from_json(values)
+    assert (read.data.tiles_per_row, read.model.remat) == (VALID.data.tiles_per_row + 5, "most")
 
 
 @pytest.mark.parametrize(

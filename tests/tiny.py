@@ -45,7 +45,7 @@ def config(folder: Path, /, **sections) -> Config:
             domains=tuple(DomainConfig(name, str(folder / name / "train.json")) for name in synthetic.DOMAINS),
             sequence_length=96,
             examples_per_row=2,
-            images_per_row=2,
+            tiles_per_row=2,
             packing_bins=8,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0),

@@ -26,6 +26,10 @@ class DomainCounts:
     records: int
     usable: int
     images: int
+    tiles: int
+    """Of the images; as many where an image is one."""
+    most_tiles: int
+    """Of the usable record that has most."""
     turns_dropped: int
     """Records whose leading assistant turn is left out, as LLaVA does."""
     tokens: int
@@ -83,6 +87,11 @@ class Inspection:
                 lines.append(
                     f"{domain.name}: {domain.turns_dropped} records begin with an assistant turn; it is left out"
                 )
+            if domain.tiles != domain.images:
+                lines.append(
+                    f"{domain.name}: {domain.tiles:,} tiles of {domain.images:,} images, {domain.most_tiles} at most "
+                    "of one record"
+                )
             for remark, text in REMARKS.items():
                 if count := domain.remarks.get(remark):
                     lines.append(f"{domain.name}: {count} of {domain.images} images {text}")
@@ -94,7 +103,7 @@ class Inspection:
 def open_loader(data: DataConfig, tokenizer: Tokenizer, image: ImageSpec) -> Loader:
     """Opens the domains of `data` for inspection; raises `UserError` if one cannot be opened."""
     sources = tuple(RecordSource.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
-    layout = Layout.of(data, image)
+    layout = Layout.of(data, image, tokenizer)
     return Loader(sources, tokenizer, layout)
 
 
@@ -105,7 +114,7 @@ def inspect(data: DataConfig, loader: Loader) -> Inspection:
     shares = mixing.proportions(data, sizes)
     counts, problems = [], []
     for i, source in enumerate(loader.sources):
-        usable = images = tokens = supervised = longest = dropped = 0
+        usable = images = tiles = most_tiles = tokens = supervised = longest = dropped = 0
         remarks, skipped, stopping = collections.Counter(), collections.Counter(), 0
         for index in range(records[i]):
             try:
@@ -117,7 +126,9 @@ def inspect(data: DataConfig, loader: Loader) -> Inspection:
                 skipped.update([] if stops else [problem.reason])
                 continue
             usable += 1
-            images += len(loaded.images)
+            images += len(loaded.example.images)
+            tiles += len(loaded.images)
+            most_tiles = max(most_tiles, len(loaded.images))
             remarks.update(loader.remarks(i, loaded.example))
             tokens += len(loaded.tokens)
             supervised += int(loaded.supervised.sum())
@@ -130,6 +141,8 @@ def inspect(data: DataConfig, loader: Loader) -> Inspection:
                 records=records[i],
                 usable=usable,
                 images=images,
+                tiles=tiles,
+                most_tiles=most_tiles,
                 turns_dropped=dropped,
                 tokens=tokens,
                 supervised_tokens=supervised,
@@ -169,37 +182,44 @@ def preview(data: DataConfig, loader: Loader, count: int, *, seed: int) -> Itera
 
 
 def show(loaded: Loaded, loader: Loader) -> str:
-    """Returns an example's tokens as text, the supervised ones between ⟦ and ⟧, images as one word."""
+    """Returns an example's tokens as text, supervised ones between ⟦ and ⟧, each run of image tokens as one word."""
     tokenizer, layout = loader.tokenizer, loader.layout
     is_image = loaded.tokens == layout.image.token_id
     # Runs of tokens of one kind; kind 2 is an image.
     kinds = np.where(is_image, 2, loaded.supervised)
     starts = np.flatnonzero(np.diff(kinds, prepend=-1))
     ends = [*starts[1:], len(kinds)]
-    parts = []
+    parts, runs = [], iter([run for one in loaded.layouts for run in one.runs])
     for start, end in zip(starts, ends, strict=True):
         if kinds[start] == 2:
-            parts += [f" <image: {layout.image.span} positions> "] * ((end - start) // layout.image.span)
+            parts += _runs_of(end - start, runs)
         else:
             text = _text(loaded.tokens[start:end].tolist(), tokenizer)
             parts.append(f"⟦{text}⟧" if kinds[start] else text)
     total, supervised = len(loaded.tokens), int(loaded.supervised.sum())
-    return (
-        f"{loaded.record_id}: {total} tokens, {supervised} supervised, {len(loaded.images)} image(s)\n{''.join(parts)}"
-    )
+    images = f"{len(loaded.example.images)} image(s)"
+    return f"{loaded.record_id}: {total} tokens, {supervised} supervised, {images}\n{''.join(parts)}"
+
+
+def _runs_of(positions: int, runs: Iterator[int]) -> Iterator[str]:
+    """Yields words for as many of `runs` as make up so many positions."""
+    while positions > 0:
+        run = next(runs)
+        yield f" <image: {run} positions> "
+        positions -= run
 
 
 def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """Decodes with BOS and EOS written out, which `decode` leaves away."""
+    """Decodes with special tokens written out, which `decode` leaves away."""
     text, run = "", []
     for i in [*ids, None]:
-        if i is not None and i not in (tokenizer.bos_id, tokenizer.eos_id):
+        if i is not None and not tokenizer.is_special(i):
             run.append(i)
             continue
         text += tokenizer.decode(run)
         run = []
         if i is not None:
-            text += "</s>" if i == tokenizer.eos_id else "<s>"
+            text += tokenizer.token(i) or f"<{i}>"
     return text
 
 

@@ -1,8 +1,9 @@
 """From a conversation to token ids and the mask of supervised tokens.
 
-A conversation is laid out as segments (text, image, end of answer), each marked as supervised or not.
+By a preset, a conversation is laid out as segments (text, image, end of answer), each marked as supervised or not.
 Neighbouring texts are joined into chunks, a chunk is tokenised as a whole, and a token is supervised
-where its first character lies in a supervised segment. No part is ever tokenised twice.
+where its first character lies in a supervised segment. No part is ever tokenised twice. By the checkpoint's own
+template, `mole_jax.data.template` does it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from mole_jax.data.template import Template
+from mole_jax.data.tiling import single
 from mole_jax.errors import UserError
-from mole_jax.image_spec import ImageSpec
+from mole_jax.image_spec import ImageSpec, PictureLayout, Single
 from mole_jax.prompts import IMAGE, PromptPreset
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
@@ -23,15 +26,16 @@ from mole_jax.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What one side says; `text` may hold `<image>` where the role is user."""
+    """What one side says; `text` may hold `<image>` where the role is not assistant."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["system", "user", "assistant"]
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One conversation: turns alternate, a user's first; one image (path or file content) per `<image>`."""
+    """One conversation: turns alternate, a user's first, perhaps a system turn before; one image (path or file content)
+    per `<image>`."""
 
     id: str
     domain: str
@@ -50,6 +54,8 @@ class Encoded:
     tokens: Int[np.ndarray, " T"]
     loss_mask: Int[np.ndarray, " T"]
     images: tuple[str | bytes, ...]
+    layouts: tuple[PictureLayout, ...]
+    """Where the features of each image go."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,45 +65,85 @@ class _Segment:
     supervised: bool = False
 
 
-def encode(example: Example, tokenizer: Tokenizer, prompt: PromptPreset, image: ImageSpec) -> Encoded:
+def encode(
+    example: Example,
+    tokenizer: Tokenizer,
+    prompt: PromptPreset | Template,
+    image: ImageSpec,
+    layouts: Sequence[PictureLayout] | None = None,
+) -> Encoded:
     """Returns the token ids, supervision and images of `example`.
 
     A turn's single `<image>` moves to the start of the turn, followed by a newline, as in LLaVA; a turn
-    with several images keeps them where they stand. Each becomes `image.span` times `image.token_id`.
+    with several images keeps them where they stand. Each becomes `image.token_id`, as often as its layout has
+    positions.
+
+    Args:
+      example: a conversation.
+      tokenizer: of the model; a template has its own.
+      prompt: preset or the checkpoint's template.
+      image: how the model takes images.
+      layouts: of the images; None: of models for which an image is one tile, whatever its size.
 
     Raises:
-      UserError: images and `<image>` do not match, or nothing is supervised. It names the example.
+      UserError: images and `<image>` do not match, the prompt does not take these turns, or nothing is supervised. It
+        names the example.
     """
     name = f"example '{example.domain}/{shortened(example.id)}'"
     _check_images(example, name)
-    segments = list(_plain(example.turns, name) if prompt.plain else _chat(example.turns, prompt))
-    tokens, mask = _tokenise(segments, tokenizer, prompt, image)
+    if layouts is None:
+        layouts = _single(image, len(example.images))
+    if isinstance(prompt, PromptPreset):
+        segments = list(_segments(example.turns, prompt, name))
+        tokens, mask = _tokenise(segments, tokenizer, prompt, image, layouts)
+    else:
+        try:
+            tokens, mask = prompt.encode([(turn.role, turn.text) for turn in example.turns], layouts)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
     if not mask.any():
         raise UserError(f"{name}: no token is supervised; give it an assistant turn with text, or take it out")
-    return Encoded(tokens, mask, example.images)
+    return Encoded(tokens, mask, example.images, tuple(layouts))
 
 
 def encode_prompt(
-    turns: Sequence[Turn], tokenizer: Tokenizer, prompt: PromptPreset, image: ImageSpec
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    prompt: PromptPreset | Template,
+    image: ImageSpec,
+    layouts: Sequence[PictureLayout] | None = None,
 ) -> Int[np.ndarray, " T"]:
     """Returns the token ids after which the model answers `turns`, the last of which is a user's.
 
-    They end with `ASSISTANT:`, under the preset `plain` with the image.
+    They end where the answer begins: with `ASSISTANT:`, under the preset `plain` with the image.
 
     Raises:
-      UserError: the last turn is not a user's, or `plain` without an image.
+      UserError: the last turn is not a user's, the prompt does not take these turns, or there is not one `<image>` for
+        each of `layouts` (where they are given).
     """
     if not turns or turns[-1].role != "user":
         raise UserError("prompt: the last turn must be the user's; add a question")
-    segments = list(_plain(turns, "prompt") if prompt.plain else _chat(turns, prompt))
+    count = image_count(turns)
+    if layouts is None:
+        layouts = _single(image, count)
+    if count != len(layouts):
+        raise UserError(f"the question has {count} {IMAGE}, {len(layouts)} images were given; make them equal")
+    if not isinstance(prompt, PromptPreset):
+        return prompt.encode_prompt([(turn.role, turn.text) for turn in turns], layouts)
+    segments = list(_segments(turns, prompt, "prompt"))
     if not prompt.plain:
         segments.append(_Segment("text", f"{prompt.assistant}:"))
-    return _tokenise(segments, tokenizer, prompt, image)[0]
+    return _tokenise(segments, tokenizer, prompt, image, layouts)[0]
 
 
 def image_count(turns: Sequence[Turn]) -> int:
     """Returns the number of `<image>` in all turns."""
     return sum(turn.text.count(IMAGE) for turn in turns)
+
+
+def _single(image: ImageSpec, count: int) -> tuple[PictureLayout, ...]:
+    assert isinstance(image.tiling, Single), "layouts of cut images depend on their sizes"
+    return (single.layout(image, IMAGE),) * count
 
 
 def _check_images(example: Example, name: str) -> None:
@@ -109,6 +155,15 @@ def _check_images(example: Example, name: str) -> None:
         )
     if any(IMAGE in turn.text for turn in example.turns if turn.role == "assistant"):
         raise UserError(f"{name}: {IMAGE} stands in an assistant turn; move it into a human one")
+
+
+def _segments(turns: Sequence[Turn], prompt: PromptPreset, name: str) -> Iterator[_Segment]:
+    if any(turn.role == "system" for turn in turns):
+        raise UserError(
+            f"{name}: the prompt preset {prompt.name} has no place for a system turn; take it out, or set data.prompt "
+            "checkpoint for a base whose chat template has one"
+        )
+    return _plain(turns, name) if prompt.plain else _chat(turns, prompt)
 
 
 def _chat(turns: Sequence[Turn], prompt: PromptPreset) -> Iterator[_Segment]:
@@ -152,11 +207,16 @@ def _with_images(text: str) -> Iterator[_Segment]:
 
 
 def _tokenise(
-    segments: Sequence[_Segment], tokenizer: Tokenizer, prompt: PromptPreset, image: ImageSpec
+    segments: Sequence[_Segment],
+    tokenizer: Tokenizer,
+    prompt: PromptPreset,
+    image: ImageSpec,
+    layouts: Sequence[PictureLayout],
 ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
     tokens: list[int] = []
     mask: list[int] = []
     chunk: list[_Segment] = []
+    pictures = iter(layouts)
 
     def add(ids: Sequence[int], supervised: Sequence[bool]) -> None:
         tokens.extend(ids)
@@ -177,7 +237,8 @@ def _tokenise(
             continue
         flush()
         if segment.kind == "image":
-            add([image.token_id] * image.span, [False] * image.span)
+            positions = sum(next(pictures).runs)
+            add([image.token_id] * positions, [False] * positions)
         else:
             add([tokenizer.eos_id], [segment.supervised])
     flush()

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from mole_jax.config import DataConfig, TaskConfig
 from mole_jax.data.batch import Batch, Row, empty_row, single_row, stack
@@ -16,8 +16,11 @@ from mole_jax.data.conversation import Example
 from mole_jax.data.load import Layout, Loader, RecordSource
 from mole_jax.data.records import check_text
 from mole_jax.data.stream import Ledger
+from mole_jax.data.template import Template
+from mole_jax.data.tiling.pictures import row_taps
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
+from mole_jax.prompts import PromptPreset
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
@@ -33,6 +36,9 @@ class Question:
     tokens: Int[np.ndarray, " T"]
     images: UInt8[np.ndarray, "N H W 3"]
     references: tuple[str, ...]
+    sources: Int[np.ndarray, "T K"] | None = None
+    weights: Float[np.ndarray, "T K"] | None = None
+    """As in `mole_jax.data.batch.Batch`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +74,11 @@ class Questions(Sequence):
             digest.update(json.dumps([example.id, turns, images, references]).encode())
         self.sha256 = digest.hexdigest()
 
+    @property
+    def prompt(self) -> PromptPreset | Template:
+        """What they are asked with."""
+        return self._loader.layout.prompt
+
     def __len__(self) -> int:
         return len(self.listed)
 
@@ -79,8 +90,10 @@ class Questions(Sequence):
             means.
         """
         asked = self.listed[index]
-        example, tokens = self._loader.question(0, index, self._suffix)
-        return Question(asked.id, tokens, self._loader.images(0, index, example), asked.references)
+        example, tokens, layouts = self._loader.question(0, index, self._suffix)
+        images = self._loader.images(0, index, example, layouts)
+        places = self._loader.places(tokens, layouts)
+        return Question(asked.id, tokens, images, asked.references, **places)
 
     def _references(self, index: int, example: Example) -> tuple[str, ...]:
         """Returns `answers` of the record where it has them, else its last turn."""
@@ -147,17 +160,20 @@ class HeldOut:
             record_id=element["record_id"],
             domain_id=self._domain_id,
             length=layout.sequence_length,
-            image_slots=layout.images_per_row,
+            image_slots=layout.tiles_per_row,
             pad_id=self._loader.tokenizer.pad_id,
+            sources=element.get("sources"),
+            weights=element.get("weights"),
         )
 
     def _empty(self) -> Row:
         layout = self._loader.layout
         return empty_row(
             length=layout.sequence_length,
-            image_slots=layout.images_per_row,
+            image_slots=layout.tiles_per_row,
             image_size=layout.image.size,
             pad_id=self._loader.tokenizer.pad_id,
+            taps=row_taps(layout.image),
         )
 
 
@@ -189,7 +205,7 @@ def held_out_batches(
     """
     source = RecordSource.open(task.name, task.path, task.image_root)
     total = _limited(task, source)
-    layout = Layout.of(data, image)
+    layout = Layout.of(data, image, tokenizer)
     names = [domain.name for domain in data.domains]
     first, step = process_index * rows, process_count * rows
     return HeldOut(
@@ -215,8 +231,8 @@ def questions(
       UserError: the file cannot be read or holds a broken record; or the task's suffix would not be seen.
     """
     source = RecordSource.open(task.name, task.path, task.image_root)
-    layout = Layout.of(data, image)
-    if task.suffix and layout.prompt.plain:
+    layout = Layout.of(data, image, tokenizer)
+    if task.suffix and isinstance(layout.prompt, PromptPreset) and layout.prompt.plain:
         raise UserError(
             f"task {task.name}: the prompt preset {layout.prompt.name} shows the model no question, so that its suffix "
             "would not be seen; leave evaluation.tasks suffix out"

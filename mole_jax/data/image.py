@@ -1,24 +1,25 @@
-"""From an image file to the square uint8 array that the vision tower reads."""
+"""From an image file to the square uint8 arrays that the vision tower reads."""
 
 from __future__ import annotations
 
 import io
 import pathlib
 import warnings
-from typing import Literal
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from mole_jax.clip import CLIP_MEAN
+from mole_jax.config import ImageAspect
 from mole_jax.data.colour import remarks, to_rgb
+from mole_jax.data.tiling.anyres import is_whole
+from mole_jax.data.tiling.pictures import cut
 from mole_jax.errors import UserError
 from mole_jax.files import is_remote
+from mole_jax.image_spec import AnyRes, ImageSpec
 from mole_jax.terminal import shortened
 
-PAD_COLOUR = tuple(int(255 * value) for value in CLIP_MEAN)
 # Formats that only decode pixels; EPS, for example, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # A long thin image grows when it is made square; how far beyond `max_pixels` that may go.
@@ -27,33 +28,27 @@ MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 4096
 """Of one name in a path and of all of it, on every usual file system."""
 
 
-def load_image(
-    image: str | bytes,
-    root: str | pathlib.Path | None,
-    *,
-    size: int,
-    aspect: Literal["pad", "crop"],
-    max_pixels: int,
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Reads, decodes and squares an image as LLaVA does.
+def load_tiles(
+    image: str | bytes, root: str | pathlib.Path | None, spec: ImageSpec, *, pictures: int = 1, max_pixels: int
+) -> UInt8[np.ndarray, "N H W 3"]:
+    """Reads and decodes an image and cuts it as its model wants it (`mole_jax.data.tiling`).
 
-    `pad` fills up to a square with CLIP's mean colour and resizes; `crop` resizes the shortest side and
-    cuts out the centre. Both are bicubic. Every mode becomes RGB by `mole_jax.data.colour.to_rgb`. EXIF
-    orientation is ignored, because LLaVA ignored it (Pillow applies a TIFF's).
+    Every mode becomes RGB by `mole_jax.data.colour.to_rgb`. EXIF orientation is ignored, because LLaVA ignored it
+    (Pillow applies a TIFF's).
 
     Args:
       image: path relative to `root`, or the content of an image file.
       root: folder that the path must stay inside; symbolic links are followed before this is checked.
-      size: side of the result H = W, in pixels.
-      aspect: how the image becomes square.
+      spec: how the model takes images; H and W are its size, N those of the image's layout.
+      pictures: how many images the example has.
       max_pixels: largest width times height that is decoded.
 
     Raises:
-      UserError: missing, broken or too large image, or a path that leaves `root`.
+      UserError: missing, broken or too large image, one too thin to be cut, or a path that leaves `root`.
     """
     name = _name(image)
     with _open(image, root, name) as opened:
-        _check_size(opened.size, name, size, aspect, max_pixels)
+        size = _checked_size(opened, name, spec, pictures, max_pixels)
         try:
             rgb = to_rgb(opened)
         except MemoryError:
@@ -62,22 +57,49 @@ def load_image(
             raise UserError(f"{name} {error}") from None
         except Exception as error:  # decoders raise whatever a broken file makes them trip over
             raise UserError(f"{name} is broken ({_reason(error)}); replace it or take the record out") from None
-    square = _pad(rgb, size) if aspect == "pad" else _crop(rgb, size)
-    return np.asarray(square, np.uint8)
+    if rgb.size != size:  # its layout was made from the other one
+        raise UserError(f"{name} says {size[0]} x {size[1]} pixels and has {rgb.size[0]} x {rgb.size[1]}; replace it")
+    try:
+        return cut(rgb, spec, pictures)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def load_image(
+    image: str | bytes, root: str | pathlib.Path | None, *, size: int, aspect: ImageAspect, max_pixels: int
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Reads, decodes and squares an image as LLaVA does: one tile of `size` pixels a side, bicubic, CLIP's mean colour.
+
+    Args:
+      image, root, max_pixels: as `load_tiles` takes them.
+      size: side of the result H = W, in pixels.
+      aspect: how the image becomes square.
+
+    Raises:
+      UserError: as `load_tiles`.
+    """
+    return load_tiles(image, root, square_spec(size, aspect), max_pixels=max_pixels)[0]
 
 
 def check_image(
-    image: str | bytes,
-    root: str | pathlib.Path | None,
-    *,
-    size: int,
-    aspect: Literal["pad", "crop"],
-    max_pixels: int,
+    image: str | bytes, root: str | pathlib.Path | None, *, size: int, aspect: ImageAspect, max_pixels: int
 ) -> None:
     """Checks what `load_image` checks, except that pixels are not decoded; raises the same `UserError`."""
+    image_size(image, root, square_spec(size, aspect), max_pixels=max_pixels)
+
+
+def square_spec(size: int, aspect: ImageAspect) -> ImageSpec:
+    """Returns how pixels of one square tile are made, as in LLaVA-1.5; nothing of its features is meant."""
+    return ImageSpec(size, 1, 0, fit=aspect)
+
+
+def image_size(
+    image: str | bytes, root: str | pathlib.Path | None, spec: ImageSpec, *, pictures: int = 1, max_pixels: int
+) -> tuple[int, int]:
+    """Returns width and height, after the checks of `load_tiles` that need no pixels; raises the same `UserError`."""
     name = _name(image)
     with _open(image, root, name) as opened:
-        _check_size(opened.size, name, size, aspect, max_pixels)
+        return _checked_size(opened, name, spec, pictures, max_pixels)
 
 
 def image_remarks(image: str | bytes, root: str | pathlib.Path | None) -> list[str]:
@@ -145,8 +167,8 @@ def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Pa
     return file
 
 
-def _check_size(shape: tuple[int, int], name: str, size: int, aspect: str, max_pixels: int) -> None:
-    width, height = shape
+def _checked_size(opened: Image.Image, name: str, spec: ImageSpec, pictures: int, max_pixels: int) -> tuple[int, int]:
+    width, height = opened.size
     if width < 1 or height < 1:
         raise UserError(f"{name} has no pixels ({width} x {height}); replace it or take the record out")
     if width * height > max_pixels:
@@ -154,31 +176,21 @@ def _check_size(shape: tuple[int, int], name: str, size: int, aspect: str, max_p
             f"{name} has {width} x {height} pixels, over data.max_image_pixels {max_pixels}; "
             "scale it down or raise that"
         )
-    long, short = max(width, height), min(width, height)
-    grown = long * long if aspect == "pad" else size * size * long // short
-    if grown > SQUARE_GROWTH * max_pixels and grown > size * size:
+    grown = _grown(width, height, spec, pictures)
+    if grown > SQUARE_GROWTH * max_pixels and grown > spec.size**2:
         raise UserError(
             f"{name} has {width} x {height} pixels, too long and thin to be made square; cut it or take the record out"
         )
+    return width, height
 
 
-def _pad(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    if width != height:
-        side = max(width, height)
-        square = Image.new("RGB", (side, side), PAD_COLOUR)
-        square.paste(image, ((side - width) // 2, (side - height) // 2))
-        image = square
-    return image.resize((size, size), Image.Resampling.BICUBIC)
-
-
-def _crop(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    short = min(width, height)
-    width, height = int(size * width / short), int(size * height / short)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def _grown(width: int, height: int, spec: ImageSpec, pictures: int) -> int:
+    """Returns the pixels of the square that an image is made on its way; 0 where none grows with its length."""
+    long, short = max(width, height), min(width, height)
+    whole = isinstance(spec.tiling, AnyRes) and is_whole(spec.tiling, pictures)
+    if whole or spec.fit == "pad":
+        return long * long
+    return spec.size**2 * long // short if spec.fit == "crop" else 0
 
 
 def _reason(error: Exception) -> str:

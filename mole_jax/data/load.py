@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,20 @@ from jaxtyping import Int, UInt8
 
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data.conversation import Example, encode, encode_prompt
-from mole_jax.data.image import check_image, image_remarks, load_image
+from mole_jax.data.image import image_remarks, image_size, load_tiles
+from mole_jax.data.prompt import with_prompt
 from mole_jax.data.records import Records, image_root, parse_record, read_records
+from mole_jax.data.template import Template
+from mole_jax.data.tiling import pictures
 from mole_jax.errors import UserError
-from mole_jax.image_spec import ImageSpec
-from mole_jax.prompts import PROMPTS, PromptPreset
+from mole_jax.image_spec import Grid, ImageSpec, PictureLayout, Single, Split
+from mole_jax.prompts import IMAGE, PROMPTS, PromptPreset
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
 BAD_RECORD, BAD_IMAGE = "bad record", "bad image"
-TOO_LONG, TOO_MANY_IMAGES = "too long", "too many images"
-TOO_LARGE = (TOO_LONG, TOO_MANY_IMAGES)
+TOO_LONG, TOO_MANY_IMAGES, TOO_MANY_TILES = "too long", "too many images", "too many tiles"
+TOO_LARGE = (TOO_LONG, TOO_MANY_IMAGES, TOO_MANY_TILES)
 REASONS = (BAD_RECORD, BAD_IMAGE, *TOO_LARGE)
 
 
@@ -36,32 +40,71 @@ class RecordProblem(UserError):
 class Layout:
     """Everything that decides how an example looks in a row."""
 
-    prompt: PromptPreset
+    prompt: PromptPreset | Template
     sequence_length: int
-    images_per_row: int
+    tiles_per_row: int
     image: ImageSpec
-    image_aspect: str
+    """As the model takes images, with the settings of the data."""
     max_image_pixels: int
 
     @classmethod
-    def of(cls, data: DataConfig, image: ImageSpec) -> Layout:
-        """Returns the layout for `data` and a model that takes images as `image` says."""
+    def of(cls, data: DataConfig, image: ImageSpec, tokenizer: Tokenizer) -> Layout:
+        """Returns the layout for `data` and a model that takes images as `image` says.
+
+        Raises:
+          UserError: the chat template beside the tokenizer cannot be used, or a setting does not go with the model.
+        """
+        data, image = settled(data, tokenizer, image), taken(data, image)
+        preset = PROMPTS.get(str(data.prompt))
+        if preset is not None and isinstance(image.tiling, Split | Grid):
+            raise UserError(
+                f"config: data.prompt {preset.name} has no words for the marks around the tiles of this base's images; "
+                "set data.prompt checkpoint"
+            )
         return cls(
-            prompt=PROMPTS[data.prompt],
+            prompt=preset or Template.load(tokenizer, image.token_id),
             sequence_length=data.sequence_length,
-            images_per_row=data.images_per_row,
+            tiles_per_row=data.tiles_per_row,
             image=image,
-            image_aspect=data.image_aspect,
             max_image_pixels=data.max_image_pixels,
         )
 
+    def layouts(self, sizes: Sequence[tuple[int, int]]) -> tuple[PictureLayout, ...]:
+        """Returns where the features of each image of one example go, from their sizes (width, height)."""
+        text = self.prompt.image_text if isinstance(self.prompt, Template) else IMAGE
+        return pictures.layouts(self.image, sizes, text)
+
+
+def settled(data: DataConfig, tokenizer: Tokenizer, image: ImageSpec) -> DataConfig:
+    """Returns `data` with what it leaves to the base: prompt, and how an image that is one tile becomes square."""
+    aspect = image.fit if data.image_aspect is None and isinstance(image.tiling, Single) else data.image_aspect
+    return dataclasses.replace(with_prompt(data, tokenizer), image_aspect=aspect)
+
+
+def taken(data: DataConfig, image: ImageSpec) -> ImageSpec:
+    """Returns how the model takes images under the settings of `data`: `image_aspect` and `max_tiles`.
+
+    Raises:
+      UserError: one of them does not go with the model.
+    """
+    if data.image_aspect is not None and not isinstance(image.tiling, Single):
+        raise UserError(
+            f"config: data.image_aspect {data.image_aspect} is for models that see an image as one square, this base "
+            "cuts it into tiles; leave it out"
+        )
+    fit = image.fit if data.image_aspect is None else data.image_aspect
+    return pictures.limited(dataclasses.replace(image, fit=fit), data.max_tiles)
+
 
 def check_room(data: DataConfig, image: ImageSpec, *, positions: int | None = None) -> None:
-    """Raises `UserError` if a row of `data` cannot hold an image, or has more positions than the model."""
-    if image.span >= data.sequence_length:
+    """Raises `UserError` if a row of `data` cannot hold an image, or has more positions than the model.
+
+    Of models that cut images, an image of one tile must have room: whether those of a domain do is told by record.
+    """
+    if image.tile_features >= data.sequence_length:
         raise UserError(
-            f"config: data.sequence_length {data.sequence_length} has no place for an image of {image.span} positions "
-            "and text; raise it"
+            f"config: data.sequence_length {data.sequence_length} has no place for an image of {image.tile_features} "
+            "positions and text; raise it"
         )
     if positions is not None and data.sequence_length > positions:
         raise UserError(
@@ -86,12 +129,13 @@ class RecordSource:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A record ready for a row; T positions, N images."""
+    """A record ready for a row; T positions, N tiles."""
 
     example: Example
     tokens: Int[np.ndarray, " T"]
     supervised: Int[np.ndarray, " T"]
     images: UInt8[np.ndarray, "N H W 3"]
+    layouts: tuple[PictureLayout, ...]
 
     @property
     def record_id(self) -> str:
@@ -116,8 +160,9 @@ class Loader:
         source, layout = self.sources[domain], self.layout
         example = self.parse(domain, index)
         where = self._where(source, index, example)
+        layouts = self.layouts(domain, index, example)
         try:
-            encoded = encode(example, self.tokenizer, layout.prompt, layout.image)
+            encoded = encode(example, self.tokenizer, layout.prompt, layout.image, layouts)
         except UserError as error:
             raise self._problem(BAD_RECORD, f"{where}, field conversations: {error}", example) from None
         if len(encoded.tokens) > layout.sequence_length:
@@ -127,14 +172,33 @@ class Loader:
                 "shorten it or raise that",
                 example,
             )
-        if len(example.images) > layout.images_per_row:
-            raise self._problem(
-                TOO_MANY_IMAGES,
-                f"{where}, field image: {len(example.images)} images, over data.images_per_row "
-                f"{layout.images_per_row}; take some out or raise that",
-                example,
-            )
-        return Loaded(example, encoded.tokens, encoded.loss_mask, self.images(domain, index, example))
+        self._check_tiles(where, example, sum(one.tiles for one in layouts))
+        images = self.images(domain, index, example, layouts)
+        return Loaded(example, encoded.tokens, encoded.loss_mask, images, layouts)
+
+    def layouts(self, domain: int, index: int, example: Example) -> tuple[PictureLayout, ...]:
+        """Returns where the features of a record's images go; raises `RecordProblem`.
+
+        Sizes are read where images are cut by them; one tile is the same for any size.
+        """
+        if isinstance(self.layout.image.tiling, Single):
+            return self.layout.layouts([(1, 1)] * len(example.images))
+        sizes = self._of_images(domain, index, example, image_size)
+        try:
+            return self.layout.layouts(sizes)
+        except UserError as error:
+            raise self._image_problem(domain, index, example, error) from None
+
+    def _check_tiles(self, where: str, example: Example, tiles: int) -> None:
+        most, count = self.layout.tiles_per_row, len(example.images)
+        if tiles <= most:
+            return
+        if isinstance(self.layout.image.tiling, Single):
+            message = f"{count} images, over data.tiles_per_row {most}; take some out or raise that"
+            raise self._problem(TOO_MANY_IMAGES, f"{where}, field image: {message}", example)
+        each = f", or set data.max_tiles to at most {most // count}" if most >= count else ""
+        message = f"{tiles} tiles of {count} image(s), over data.tiles_per_row {most}; raise that{each}"
+        raise self._problem(TOO_MANY_TILES, f"{where}, field image: {message}", example)
 
     def parse(self, domain: int, index: int) -> Example:
         """Returns the checked record, not yet tokenised; raises `RecordProblem`."""
@@ -145,40 +209,54 @@ class Loader:
         except UserError as error:
             raise RecordProblem(BAD_RECORD, str(error), f"{source.name}/{index}") from None
 
-    def question(self, domain: int, index: int, suffix: str = "") -> tuple[Example, Int[np.ndarray, " T"]]:
-        """Returns the record and the prompt of its last question, `suffix` after it; raises `RecordProblem`."""
+    def question(
+        self, domain: int, index: int, suffix: str = ""
+    ) -> tuple[Example, Int[np.ndarray, " T"], tuple[PictureLayout, ...]]:
+        """Returns the record, the prompt of its last question, `suffix` after it, and the layouts of its images.
+
+        Raises:
+          RecordProblem: the record cannot be used.
+        """
         example, layout = self.parse(domain, index), self.layout
         *earlier, last = example.turns[:-1]
+        layouts = self.layouts(domain, index, example)
         try:
             tokens = encode_prompt(
                 [*earlier, dataclasses.replace(last, text=last.text + suffix)],
                 self.tokenizer,
                 layout.prompt,
                 layout.image,
+                layouts,
             )
         except UserError as error:
             where = self._where(self.sources[domain], index, example)
             raise self._problem(BAD_RECORD, f"{where}, field conversations: {error}", example) from None
-        return example, tokens
+        return example, tokens, layouts
 
-    def images(self, domain: int, index: int, example: Example) -> UInt8[np.ndarray, "N H W 3"]:
-        """Returns the decoded images of a record; raises `RecordProblem`."""
-        source, size = self.sources[domain], self.layout.image.size
-        arguments: dict[str, Any] = {
-            "size": size,
-            "aspect": self.layout.image_aspect,
-            "max_pixels": self.layout.max_image_pixels,
-        }
+    def images(
+        self, domain: int, index: int, example: Example, layouts: Sequence[PictureLayout]
+    ) -> UInt8[np.ndarray, "N H W 3"]:
+        """Returns the tiles of a record's images, one image after the other; raises `RecordProblem`."""
+        if not self.decode:
+            if isinstance(self.layout.image.tiling, Single):  # of others the sizes were read, and so checked
+                self._of_images(domain, index, example, image_size)
+            return np.zeros((sum(one.tiles for one in layouts), 1), np.uint8)
+        size = self.layout.image.size
+        loaded = self._of_images(domain, index, example, load_tiles)
+        return np.concatenate(loaded) if loaded else np.zeros((0, size, size, 3), np.uint8)
+
+    def _of_images[T](self, domain: int, index: int, example: Example, read: Callable[..., T]) -> list[T]:
+        """Returns what `read` (of `mole_jax.data.image`) makes of each image of a record; raises `RecordProblem`."""
+        source, layout = self.sources[domain], self.layout
+        rest: dict[str, Any] = {"pictures": len(example.images), "max_pixels": layout.max_image_pixels}
         try:
-            if not self.decode:
-                for image in example.images:
-                    check_image(image, source.image_root, **arguments)
-                return np.zeros((len(example.images), 1), np.uint8)
-            loaded = [load_image(image, source.image_root, **arguments) for image in example.images]
+            return [read(image, source.image_root, layout.image, **rest) for image in example.images]
         except UserError as error:
-            where = self._where(source, index, example)
-            raise self._problem(BAD_IMAGE, f"{where}, field image: {error}", example) from None
-        return np.stack(loaded) if loaded else np.zeros((0, size, size, 3), np.uint8)
+            raise self._image_problem(domain, index, example, error) from None
+
+    def _image_problem(self, domain: int, index: int, example: Example, error: UserError) -> RecordProblem:
+        where = self._where(self.sources[domain], index, example)
+        return self._problem(BAD_IMAGE, f"{where}, field image: {error}", example)
 
     def remarks(self, domain: int, example: Example) -> list[str]:
         """Returns what a user should know of the images of a usable record (`mole_jax.data.colour.REMARKS`)."""
@@ -202,7 +280,16 @@ class Loader:
             "tokens": loaded.tokens,
             "supervised": loaded.supervised,
             "images": loaded.images,
+            **self.places(loaded.tokens, loaded.layouts),
         }
+
+    def places(self, tokens: Int[np.ndarray, " T"], layouts: Sequence[PictureLayout]) -> dict[str, np.ndarray]:
+        """Returns ``sources`` and ``weights`` of an example (`mole_jax.data.batch.Batch`); nothing for `Single`."""
+        image = self.layout.image
+        if isinstance(image.tiling, Single):
+            return {}
+        sources, weights = pictures.places(image, tokens == image.token_id, layouts)
+        return {"sources": sources, "weights": weights}
 
     @staticmethod
     def _where(source: RecordSource, index: int, example: Example) -> str:

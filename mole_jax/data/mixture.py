@@ -19,14 +19,17 @@ from mole_jax.data.left_out import ENOUGH, LeftOut, evenly
 from mole_jax.data.load import Layout, Loader, RecordSource, check_room
 from mole_jax.data.packing import Packer, row_of
 from mole_jax.data.stream import Ledger, Reader, Stream
+from mole_jax.data.tiling.pictures import row_taps
 from mole_jax.errors import UserError
-from mole_jax.image_spec import ImageSpec
+from mole_jax.image_spec import ImageSpec, Single
 from mole_jax.tokenizer import Tokenizer
 
 STATE_VERSION = 2
 CONTENT = "content"
 SURVEYED, SURVEYORS = 500, 8
 """Records that `Mixture.survey` looks at, and its threads: some seconds."""
+_EARLIER = {"tiling": repr(Single())}
+"""What states of earlier versions do not say of themselves."""
 MOST_SHARDS = 16
 """Shards without `data.shards`: as many hosts can read without reading more than their share."""
 
@@ -75,7 +78,7 @@ class Mixture:
         self._ledger = self._new_ledger()
         self._reader, self._streams = self._open(loader, self._ledger)
         self._counts = {
-            shard: {"rows": np.zeros((), np.int64)}
+            shard: {name: np.zeros((), np.int64) for name in ("rows", "tiles")}
             | {name: np.zeros(len(self._records), np.int64) for name in ("examples", "tokens", "supervised")}
             for shard in self._own
         }
@@ -109,7 +112,7 @@ class Mixture:
         """
         check_room(data, image)
         sources = tuple(RecordSource.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
-        layout = Layout.of(data, image)
+        layout = Layout.of(data, image, tokenizer)
         loader = Loader(sources, tokenizer, layout)
         return cls(data, loader, seed=seed, rows=rows, epochs=epochs, part=part, parts=parts)
 
@@ -143,9 +146,12 @@ class Mixture:
 
     def __next__(self) -> Batch:
         """Returns (this part of) the next batch; raises `UserError` for a record that may not be skipped."""
-        batch = stack([self._row(stream) for stream in self._streams.values() for _ in range(self._rows_each)])
+        rows = [self._row(stream) for stream in self._streams.values() for _ in range(self._rows_each)]
+        batch = stack(rows)
         for i, shard in enumerate(self._own):
-            self._count(shard, batch, slice(i * self._rows_each, (i + 1) * self._rows_each))
+            own = slice(i * self._rows_each, (i + 1) * self._rows_each)
+            self._count(shard, batch, own)
+            self._counts[shard]["tiles"] += sum(row.tiles for row in rows[own])
         if self._keep == slice(0, len(batch.tokens)):
             return batch
         arrays = {name: array[self._keep] for name, array in batch.arrays().items()}
@@ -153,10 +159,11 @@ class Mixture:
 
     def _row(self, stream: Stream) -> Row:
         layout, pad_id = self._loader.layout, self._loader.tokenizer.pad_id
-        shape: dict[str, int] = {"length": layout.sequence_length, "image_slots": layout.images_per_row}
+        image = layout.image
+        shape: dict[str, int] = {"length": layout.sequence_length, "image_slots": layout.tiles_per_row}
         if (packed := next(stream, None)) is None:
-            return empty_row(**shape, image_size=layout.image.size, pad_id=pad_id)
-        return row_of(packed, **shape, pad_id=pad_id)
+            return empty_row(**shape, image_size=image.size, pad_id=pad_id, taps=row_taps(image))
+        return row_of(packed, **shape, pad_id=pad_id, tile_features=image.tile_features)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the place after the last batch, as plain JSON values.
@@ -191,7 +198,8 @@ class Mixture:
                 f"data state: version {state.get('version')} is not {STATE_VERSION}; "
                 "resume with the version of mole_jax that wrote the checkpoint"
             )
-        saved = state["mixture"]
+        saved = _EARLIER | state["mixture"]
+        saved.setdefault("tiles_per_row", saved.get("images_per_row"))
         for field, value in self._identity().items():
             if field == CONTENT:
                 _check_content(saved.get(field) or value, value)
@@ -204,7 +212,7 @@ class Mixture:
         for shard, stream in self._streams.items():
             place = state["shards"][str(shard)]
             stream.set_state(place)
-            self._counts[shard] = {name: np.array(n, np.int64) for name, n in place["counts"].items()}
+            self._counts[shard] |= {name: np.array(n, np.int64) for name, n in place["counts"].items()}
         self._reader.seek({shard: state["shards"][str(shard)]["taken"] for shard in self._own})
         if CONTENT in saved:
             return None
@@ -255,7 +263,8 @@ class Mixture:
     def report(self, state: dict[str, Any]) -> dict[str, Any]:
         """Returns what was handed out up to a `state` of this mixture.
 
-        `fill_rate` is the share of positions that are not padding, in rows that are not empty. For each domain:
+        `fill_rate` is the share of positions that are not padding, in rows that are not empty; `tile_fill_rate` of
+        places for tiles that have one (None: rows have no such places). For each domain:
         `records` in its file, `usable` after the cap, `read` of them so far, `share_expected` and `share_of_examples`,
         `share_of_tokens` really drawn, `examples`, `tokens` (image positions too), `supervised_tokens`, and `skipped`
         records by reason.
@@ -282,10 +291,12 @@ class Mixture:
                 "skipped": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
             }
         rows = sum(counts["rows"] for counts in shards)
+        tiles = sum(counts.get("tiles", 0) for counts in shards)
         return {
             "examples_per_epoch": self.examples_per_epoch,
             "rows": rows,
             "fill_rate": tokens / max(1, rows * self._data.sequence_length),
+            "tile_fill_rate": tiles / max(1, places) if (places := rows * self._data.tiles_per_row) else None,
             "domains": domains,
         }
 
@@ -302,7 +313,7 @@ class Mixture:
             limit = None if self._total is None else mixing.dealt(self._total, self._seed, shard, self._shards)
             packer = Packer(
                 sequence_length=data.sequence_length,
-                images_per_row=data.images_per_row,
+                tiles_per_row=data.tiles_per_row,
                 examples_per_row=data.examples_per_row,
                 bins=-(-data.packing_bins // self._shards),
             )
@@ -322,12 +333,13 @@ class Mixture:
             "records": self._records,
             "caps": [domain.cap for domain in data.domains],
             "proportions": self._shares,
-            "prompt": data.prompt,
+            "prompt": layout.prompt.name,
             "sequence_length": data.sequence_length,
             "examples_per_row": data.examples_per_row,
-            "images_per_row": data.images_per_row,
+            "tiles_per_row": data.tiles_per_row,
             "packing_bins": data.packing_bins,
-            "image_span": layout.image.span,
+            "image_span": layout.image.tile_features,
+            "tiling": repr(layout.image.tiling),
             "shards": self._shards,
             "examples": self._total,
             CONTENT: self.content,

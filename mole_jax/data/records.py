@@ -16,7 +16,7 @@ from mole_jax.errors import UserError, nearest
 from mole_jax.prompts import IMAGE
 from mole_jax.terminal import shortened
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 Records = FileRecords | TfdsRecords
@@ -44,8 +44,8 @@ def image_root(path: str, root: str | None) -> str | None:
 def parse_record(raw: Any, *, file: str, index: int, domain: str) -> Example:
     """Checks a raw LLaVA record and returns it as an `Example`.
 
-    `image` may be missing, a path, or a list of paths. A leading turn of the assistant is left out, as
-    LLaVA does. Without `id`, or where it is null, the index is the id.
+    `image` may be missing, a path, or a list of paths. A system turn may stand first. A leading turn of the assistant
+    is left out, as LLaVA does. Without `id`, or where it is null, the index is the id.
 
     Args:
       raw: the decoded record.
@@ -77,29 +77,36 @@ def parse_record(raw: Any, *, file: str, index: int, domain: str) -> Example:
     if not isinstance(conversations, list):
         raise fail("conversations", f"expected a list of turns, found {kind(conversations)}")
     turns = [_turn(turn, f"conversations[{i}]", fail) for i, turn in enumerate(conversations)]
-    first = 1 if turns and turns[0].role == "assistant" else 0
-    for i, turn in enumerate(turns[first:], start=first):
-        expected = "user" if (i - first) % 2 == 0 else "assistant"
-        if turn.role != expected:
+    numbered = list(enumerate(turns))
+    system = numbered[:1] if turns and turns[0].role == "system" else []
+    rest = numbered[len(system) :]
+    if rest and rest[0][1].role == "assistant":
+        del rest[0]
+    for place, (i, turn) in enumerate(rest):
+        if turn.role == "system":
+            raise fail(f"conversations[{i}].from", "a system turn stands after others; put it first")
+        if turn.role != ("assistant" if place % 2 else "user"):
             raise fail(f"conversations[{i}].from", f"two turns of one side follow each other ({turn.role}); join them")
-    last = len(turns) - 1
-    if len(turns) - first < 2:
+    if len(rest) < 2:
         raise fail("conversations", "needs a question and an answer; add them or take the record out")
-    if turns[last].role == "user":
-        raise fail(f"conversations[{last}].from", "the last turn is the human's, so it has no answer; add one")
-    for i, turn in enumerate(turns[first:], start=first):
+    if turns[-1].role == "user":
+        raise fail(
+            f"conversations[{len(turns) - 1}].from", "the last turn is the human's, so it has no answer; add one"
+        )
+    for i, turn in system + rest:
         if not turn.text.strip():
             raise fail(f"conversations[{i}].value", "the text is empty; fill it in or take the record out")
+    kept = tuple(turn for _, turn in system + rest)
     images = _images(raw.get("image"), fail)
-    marks = image_count(turns[first:])
+    marks = image_count(kept)
     if marks != len(images):
         raise fail(
             "image",
             f"{len(images)} image(s) but {marks} {IMAGE} in the text; write one {IMAGE} in a human turn for each image",
         )
-    if any(IMAGE in turn.text for turn in turns[first:] if turn.role == "assistant"):
+    if any(IMAGE in turn.text for turn in kept if turn.role == "assistant"):
         raise fail("conversations", f"{IMAGE} stands in an answer; move it into the human turn before")
-    return Example(identity, domain, tuple(turns[first:]), images)
+    return Example(identity, domain, kept, images)
 
 
 def check_text(text: str, field: str, fail) -> None:

@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from mole_jax.config import Config, DataConfig
+from mole_jax.data.load import settled
 from mole_jax.errors import UserError
 from mole_jax.evaluation.runner import Evaluator, result_file
 from mole_jax.model.objective import Forward
@@ -86,6 +87,8 @@ def place_checkpoint(config: Config, source: Source) -> Placed:
         data=with_own_prompt(config.data, source),
     )
     opened = open_model(config, source)
+    data = settled(config.data, opened.tokenizer, source.architecture.image)
+    config = dataclasses.replace(config, data=data)
     return Placed(config, opened.mesh, opened.tokenizer, opened.spec, unflatten(opened.place()))
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 
 from mole_jax.config import Config, DataConfig, TaskConfig
 from mole_jax.data.held_out import HeldOut, Question, Questions, held_out_batches, questions
+from mole_jax.data.template import answer_ends
 from mole_jax.errors import UserError
 from mole_jax.evaluation.answers import Answers
 from mole_jax.evaluation.metrics import bootstrap_interval, by_ability, check_references, score_answers, score_of
@@ -29,7 +30,6 @@ from mole_jax.parallel import hosts
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.parameters import Tree
-from mole_jax.prompts import PROMPTS
 from mole_jax.serving.sampler import Prompt, Sampler, ending
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
@@ -144,9 +144,9 @@ class Evaluator:
             self.graph,
             self.mesh,
             batch_size=size,
-            eos_ids=self.tokenizer.ending_ids(self.arch.decoder.eos_ids),
+            eos_ids=answer_ends(asked.prompt, self.tokenizer, self.arch.decoder.eos_ids),
             dtype=jnp.dtype(self.config.model.compute_dtype),
-            decoding=ending(task.decoding, PROMPTS[self.config.data.prompt]),
+            decoding=ending(task.decoding, asked.prompt),
             tokenizer=self.tokenizer,
         )
         weights = sampler.weights(params, frozen)

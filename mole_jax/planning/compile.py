@@ -125,7 +125,7 @@ def abstract_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Me
     fields = ("tokens", "targets", "loss_mask", "positions", "segment_ids", "domain_ids")
     shape = (rows, config.data.sequence_length)
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=place) for name in fields}
-    images = (rows, config.data.images_per_row, side, side, 3)
+    images = (rows, config.data.tiles_per_row, side, side, 3)
     batch["images"] = jax.ShapeDtypeStruct(images, np.uint8, sharding=place)
     return Step(spec=spec, mesh=mesh, train_step=train_step, state=state, frozen=frozen, batch=batch)
 

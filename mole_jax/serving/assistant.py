@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from mole_jax.config import DecodingConfig, ImageAspect, PromptName
+from mole_jax.config import DataConfig, DecodingConfig, ImageAspect, PromptName
 from mole_jax.data.conversation import Turn, encode_prompt
-from mole_jax.data.image import load_image
+from mole_jax.data.image import image_size, load_tiles
+from mole_jax.data.load import Layout
+from mole_jax.data.template import answer_ends
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parameters import Tree
-from mole_jax.prompts import IMAGE, PROMPTS
+from mole_jax.prompts import IMAGE
 from mole_jax.serving.inputs import Picture, content, pictures
 from mole_jax.serving.sampler import Prompt, Sampler, ending
 from mole_jax.tokenizer import Tokenizer
@@ -34,7 +37,14 @@ class Processor:
     tokenizer: Tokenizer
     arch: LlavaArchitecture
     prompt: PromptName
-    image_aspect: ImageAspect
+    image_aspect: ImageAspect | None
+    """None: of models that cut images into tiles."""
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """How a question and its images become tokens and tiles."""
+        data = DataConfig(prompt=self.prompt, image_aspect=self.image_aspect, max_image_pixels=MAX_PIXELS)
+        return Layout.of(data, self.arch.image, self.tokenizer)
 
     def __call__(
         self,
@@ -57,21 +67,22 @@ class Processor:
         turns = [Turn("user", question)] if isinstance(question, str) else list(question)
         if images and not any(IMAGE in turn.text for turn in turns):
             turns[0] = Turn("user", f"{IMAGE}\n" * len(images) + turns[0].text)
-        image = self.arch.image
-        tokens = encode_prompt(turns, self.tokenizer, PROMPTS[self.prompt], image)
-        found = int((tokens == image.token_id).sum()) // image.span
-        if found != len(images):
-            raise UserError(f"the question has {found} {IMAGE}, {len(images)} images were given; make them equal")
-        pixels = [self._pixels(one, root) for one in images]
-        return Prompt(tokens, np.stack(pixels) if pixels else np.zeros((0, image.size, image.size, 3), np.uint8))
+        image, found = self.layout.image, [_located(one, root) for one in images]
+        rest: dict[str, Any] = {"pictures": len(images), "max_pixels": MAX_PIXELS}
+        sizes = [image_size(*one, image, **rest) for one in found]
+        layouts = self.layout.layouts(sizes)
+        tokens = encode_prompt(turns, self.tokenizer, self.layout.prompt, image, layouts)
+        tiles = [load_tiles(*one, image, **rest) for one in found]
+        return Prompt(tokens, np.concatenate(tiles) if tiles else np.zeros((0, image.size, image.size, 3), np.uint8))
 
-    def _pixels(self, picture: Picture, root: str | Path | None) -> np.ndarray:
-        image = content(picture)
-        if root is None and isinstance(image, str):
-            file = Path(image).expanduser().resolve()
-            image, root = file.name, file.parent
-        size = self.arch.image.size
-        return load_image(image, root, size=size, aspect=self.image_aspect, max_pixels=MAX_PIXELS)
+
+def _located(picture: Picture, root: str | Path | None) -> tuple[str | bytes, str | Path | None]:
+    """Returns an image's content or path, and the folder that this is relative to."""
+    image = content(picture)
+    if root is None and isinstance(image, str):
+        file = Path(image).expanduser().resolve()
+        return file.name, file.parent
+    return image, root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +102,9 @@ class Assistant:
             graph,
             cast(Mesh, cast(NamedSharding, embedding.sharding).mesh),
             batch_size=batch_size,
-            eos_ids=processor.tokenizer.ending_ids(processor.arch.decoder.eos_ids),
+            eos_ids=answer_ends(processor.layout.prompt, processor.tokenizer, processor.arch.decoder.eos_ids),
             dtype=embedding.dtype,
-            decoding=ending(decoding, PROMPTS[processor.prompt]),
+            decoding=ending(decoding, processor.layout.prompt),
             tokenizer=processor.tokenizer,
         )
         return cls(processor, nnx.to_pure_dict(state), sampler)

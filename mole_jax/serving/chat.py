@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mole_jax.data.conversation import Turn
 from mole_jax.errors import UserError
-from mole_jax.prompts import PROMPTS
+from mole_jax.prompts import PromptPreset
 from mole_jax.serving.assistant import Assistant
 from mole_jax.terminal import escaped
 
@@ -22,13 +22,14 @@ def chat(assistant: Assistant, images: Sequence[str], lines: Iterable[str], writ
     Raises:
         UserError: the prompt preset is for captions only, or an image cannot be read.
     """
-    preset = PROMPTS[assistant.processor.prompt]
-    if preset.plain:
+    preset = assistant.processor.layout.prompt
+    if isinstance(preset, PromptPreset) and preset.plain:
         raise UserError(f"the prompt preset {preset.name} is for captions and has no turns; choose --prompt v1")
     if images:
         assistant.prompt("?", images)
     turns: list[Turn] = []
-    write(f"{HELP}\n{preset.user}: ")
+    user, speaker = (preset.user, preset.assistant) if isinstance(preset, PromptPreset) else ("USER", "ASSISTANT")
+    write(f"{HELP}\n{user}: ")
     for line in map(str.strip, _until_interrupt(lines)):
         command, _, rest = line.partition(" ")
         if command == "/quit":
@@ -43,10 +44,10 @@ def chat(assistant: Assistant, images: Sequence[str], lines: Iterable[str], writ
                 write(f"{HELP}\n")
             elif line:
                 asked = [*turns, Turn("user", line)]
-                turns = [*asked, Turn("assistant", _answer(assistant, asked, images, write))]
+                turns = [*asked, Turn("assistant", _answer(assistant, asked, images, speaker, write))]
         except UserError as error:
             write(f"error: {escaped(str(error))}\n")
-        write(f"{preset.user}: ")
+        write(f"{user}: ")
     write("\n")
 
 
@@ -55,9 +56,11 @@ def _until_interrupt(lines: Iterable[str]) -> Iterator[str]:
         yield from lines
 
 
-def _answer(assistant: Assistant, turns: Sequence[Turn], images: Sequence[str], write: Callable[[str], object]) -> str:
+def _answer(
+    assistant: Assistant, turns: Sequence[Turn], images: Sequence[str], speaker: str, write: Callable[[str], object]
+) -> str:
     prompt = assistant.prompt(turns, images)
-    write(f"{PROMPTS[assistant.processor.prompt].assistant}: ")
+    write(f"{speaker}: ")
     pieces = []
     for piece in assistant.stream(prompt):
         pieces.append(piece)

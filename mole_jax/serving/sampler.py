@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from mole_jax.config import DecodingConfig
+from mole_jax.data.template import Template
 from mole_jax.model.quantised import Quantised
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import batch_sharding, replicated
@@ -149,9 +150,9 @@ class Sampler:
         return tokens[: end[0] if len(end) else len(tokens)].tolist()
 
 
-def ending(decoding: DecodingConfig, prompt: PromptPreset) -> DecodingConfig:
+def ending(decoding: DecodingConfig, prompt: PromptPreset | Template) -> DecodingConfig:
     """Returns `decoding` with the text that ends answers under this preset, if there is one, as a further stop text."""
-    own = () if prompt.stop_text is None else (prompt.stop_text,)
+    own = (prompt.stop_text,) if isinstance(prompt, PromptPreset) and prompt.stop_text is not None else ()
     return dataclasses.replace(decoding, stop=decoding.stop + own)
 
 

@@ -21,7 +21,7 @@ def step_flops(
     """
     rows, length = config.train.batch_rows, config.data.sequence_length
     tokens = rows * length
-    tiles = rows * config.data.images_per_row
+    tiles = rows * config.data.tiles_per_row
     positions = {"vision": tiles * arch.vision.tokens, "projector": tiles * arch.features_per_image}
     total = 0.0
     for path, parameter in declarations.items():

@@ -14,7 +14,7 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config
-from mole_jax.data.load import check_room
+from mole_jax.data.load import check_room, settled
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
 from mole_jax.files import made, read_json, write_json
@@ -35,6 +35,8 @@ from mole_jax.weights.open import OpenModel, check_image_token, open_model, open
 from mole_jax.weights.run import Meta, latest_step, write_params
 from mole_jax.weights.sources import locate
 
+LEFT_TO_BASE = ("data.prompt", "data.image_aspect")
+"""Settings that the base decides where the config does not: a run's folder says how."""
 CHANGEABLE = (
     "name",
     "mesh",
@@ -99,6 +101,7 @@ def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = 
     source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec
     arch = source.architecture
     check_image_token(tokenizer, arch.image_token_id)
+    config = dataclasses.replace(config, data=settled(config.data, tokenizer, arch.image))
     check_room(config.data, arch.image, positions=arch.decoder.max_position)
     given = inputs.look(config, tokenizer)
     unchecked.append(hosts.first("inputs", lambda: inputs.check(workdir, given)))
@@ -225,7 +228,9 @@ def check_same_run(workdir: epath.Path, config: Config) -> str | None:
     before = _dotted(config_json.to_json(config_json.from_json(stored, where=str(file))))
     now = _dotted(config_json.to_json(config))
     for field in sorted(before.keys() | now.keys()):
-        if before.get(field) != now.get(field) and not any((field + ".").startswith(f"{c}.") for c in CHANGEABLE):
+        of_base = field in LEFT_TO_BASE and now.get(field) is None
+        changeable = of_base or any((field + ".").startswith(f"{c}.") for c in CHANGEABLE)
+        if before.get(field) != now.get(field) and not changeable:
             raise UserError(
                 f"{file}: holds a run whose {field} is {before.get(field)!r}, the config has {now.get(field)!r}; "
                 "put it back to resume that run, or choose another --workdir"

@@ -41,7 +41,7 @@ def abstract_batch(config, arch, mesh):
     place = batch_sharding(mesh)
     names = ("tokens", "targets", "loss_mask", "positions", "segment_ids", "domain_ids")
     batch = {name: jax.ShapeDtypeStruct((rows, length), np.int32, sharding=place) for name in names}
-    images = (rows, config.data.images_per_row, side, side, 3)
+    images = (rows, config.data.tiles_per_row, side, side, 3)
     return {**batch, "images": jax.ShapeDtypeStruct(images, np.uint8, sharding=place)}
 
 

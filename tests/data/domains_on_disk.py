@@ -13,7 +13,7 @@ from mole_jax.data.mixture import Mixture
 from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
-IMAGE = ImageSpec(size=8, span=3, token_id=900)
+IMAGE = ImageSpec(size=8, side=1, token_id=900, vectors=True)
 
 
 def record(identity: str, question: str = "What is it?", answer: str = "A dog.", image=None) -> dict:

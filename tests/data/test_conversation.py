@@ -16,7 +16,7 @@ from mole_jax.image_spec import ImageSpec
 from mole_jax.prompts import PROMPTS, VICUNA_SYSTEM
 
 ROLES = {"human": "user", "gpt": "assistant"}
-IMAGE = ImageSpec(size=8, span=1, token_id=-200)
+IMAGE = ImageSpec(size=8, side=1, token_id=-200)
 
 
 def _turns(conversations: list[dict]) -> tuple[Turn, ...]:
@@ -81,7 +81,7 @@ def test_an_image_moves_to_the_start_of_its_turn_and_takes_its_span(tokenizer):
         _example("<image>\nWhat is it?", "A dog.", images=1),
         tokenizer,
         PROMPTS["v1"],
-        dataclasses.replace(IMAGE, span=5),
+        dataclasses.replace(IMAGE, side=2, first=1),
     )
     assert len(wide.tokens) == len(first.tokens) + 4
     assert (wide.tokens == -200).sum() == 5

@@ -16,7 +16,7 @@ from mole_jax.prompts import PROMPTS
 from tests.data.domains_on_disk import IMAGE, domain, record, write, write_image
 
 DATA = DataConfig(
-    domains=(DomainConfig("other", "-"), DomainConfig("photos", "-")), sequence_length=300, images_per_row=2
+    domains=(DomainConfig("other", "-"), DomainConfig("photos", "-")), sequence_length=300, tiles_per_row=2
 )
 
 

@@ -35,7 +35,7 @@ def data(tmp_path_factory) -> DataConfig:
         domain(folder, "text", 4, image=False),
     )
     return DataConfig(
-        domains=domains, sequence_length=400, examples_per_row=4, images_per_row=3, packing_bins=3, mix="weight"
+        domains=domains, sequence_length=400, examples_per_row=4, tiles_per_row=3, packing_bins=3, mix="weight"
     )
 
 
@@ -61,7 +61,7 @@ def check_batch(batch, data: DataConfig, tokenizer):
     for row, name, where in segments(batch):
         number, example, folder = raws[name]
         names.append(name)
-        one = encode(example, tokenizer, PROMPTS[data.prompt], IMAGE)
+        one = encode(example, tokenizer, PROMPTS["v1"], IMAGE)
         np.testing.assert_array_equal(batch.tokens[row, where], one.tokens)
         np.testing.assert_array_equal(batch.targets[row, where], [*one.tokens[1:], 0])
         np.testing.assert_array_equal(batch.loss_mask[row, where], [*one.loss_mask[1:], 0])
@@ -118,7 +118,7 @@ def test_of_any_mixture_every_draw_comes_once(lengths, per_row, bins, rows, epoc
         mix="size",
         sequence_length=400,
         examples_per_row=per_row,
-        images_per_row=2,
+        tiles_per_row=2,
         packing_bins=bins,
     )
     mixture = build(data, tokenizer, rows=rows, seed=seed, epochs=epochs)
@@ -195,6 +195,15 @@ def test_a_state_of_another_mixture_is_refused(data, tokenizer):
         build(dataclasses.replace(data, shards=1), tokenizer).set_state(state)
     with pytest.raises(UserError, match="version 0 is not"):
         build(data, tokenizer).set_state({**state, "version": 0})
+
+
+def test_a_state_of_an_earlier_version_is_known(data, tokenizer):
+    state = build(data, tokenizer).get_state()
+    earlier = {"images_per_row" if name == "tiles_per_row" else name: value for name, value in state["mixture"].items()}
+    del earlier["tiling"]
+    build(data, tokenizer).set_state({**state, "mixture": earlier})
+    with pytest.raises(UserError, match="tiles_per_row was 9 in the checkpoint"):
+        build(data, tokenizer).set_state({**state, "mixture": {**earlier, "images_per_row": 9}})
 
 
 def _rewritten(folder: pathlib.Path) -> None:
@@ -291,7 +300,7 @@ def test_several_images_of_a_record_share_its_row(tmp_path, tokenizer):
     data = DataConfig(
         domains=(DomainConfig("d", write(tmp_path, "d", records)),),
         sequence_length=500,
-        images_per_row=3,
+        tiles_per_row=3,
         packing_bins=2,
     )
     mixture = build(data, tokenizer)
@@ -319,7 +328,7 @@ def faulty(tmp_path) -> DataConfig:
     return DataConfig(
         domains=(DomainConfig("d", path),),
         sequence_length=300,
-        images_per_row=2,
+        tiles_per_row=2,
         packing_bins=2,
         on_bad_record="skip",
         on_too_long="skip",
@@ -330,7 +339,7 @@ FAULTS = {
     "bad record": r"^d/5: .*d\.json: record 5 \(id 'empty'\), field conversations\[1\]\.value: the text is empty",
     "bad image": r"^d/broken: .*d\.json: record 6 \(id 'broken'\), field image: image 'broken\.png' ",
     "too long": r"^d/long: .*d\.json: record 7 \(id 'long'\): \d+ tokens, over data\.sequence_length 300",
-    "too many images": r"^d/many: .*d\.json: record 8 \(id 'many'\), field image: 3 images, over data\.images_per_row",
+    "too many images": r"^d/many: .*d\.json: record 8 \(id 'many'\), field image: 3 images, over data\.tiles_per_row",
 }
 
 

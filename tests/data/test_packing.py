@@ -18,7 +18,7 @@ def example(tokens: int, images: int = 0) -> dict:
 
 def pack(examples, bins, length=S):
     """Returns the rows given out in order, each with the number of rows given before it, and those left open."""
-    packer = Packer(sequence_length=length, images_per_row=M, examples_per_row=K, bins=bins)
+    packer = Packer(sequence_length=length, tiles_per_row=M, examples_per_row=K, bins=bins)
     rows = []
     for number, one in enumerate(examples):
         if (row := packer.add(number, one)) is not None:
@@ -40,7 +40,7 @@ def test_of_any_stream_every_example_is_in_one_row_that_holds_it(sizes, bins):
         held = [one for _, one in row.examples]
         assert 1 <= len(held) <= K
         assert row.tokens == sum(len(one["tokens"]) for one in held) <= S
-        assert row.images == sum(len(one["images"]) for one in held) <= M
+        assert row.tiles == sum(len(one["images"]) for one in held) <= M
         # Late rows go out one at a time, and at most `bins` are late together.
         assert when >= given_out or when - row.opened <= (PATIENCE + 1) * bins
 

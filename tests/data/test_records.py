@@ -105,6 +105,32 @@ def test_a_malformed_record_is_refused_by_file_record_and_field(raw, field, prob
     assert "\n" not in str(caught.value)
 
 
+def _conversation(*turns: tuple[str, str]) -> dict:
+    return {"id": "a", "conversations": [{"from": side, "value": text} for side, text in turns]}
+
+
+def test_a_system_turn_may_stand_first():
+    found = _parse(_conversation(("system", "Be brief."), ("gpt", "Hello"), ("human", "What?"), ("gpt", "A dog.")))
+    assert [(turn.role, turn.text) for turn in found.turns] == [
+        ("system", "Be brief."),
+        ("user", "What?"),
+        ("assistant", "A dog."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("turns", "told"),
+    [
+        ((("human", "What?"), ("system", "Be brief."), ("gpt", "A dog.")), r"conversations\[1\]\.from: a system turn"),
+        ((("system", " "), ("human", "What?"), ("gpt", "A dog.")), r"conversations\[0\]\.value: the text is empty"),
+        ((("system", "Be brief."), ("human", "What?")), "conversations: needs a question and an answer"),
+    ],
+)
+def test_a_system_turn_elsewhere_empty_or_without_a_question_is_refused(turns, told):
+    with pytest.raises(UserError, match=told):
+        _parse(_conversation(*turns))
+
+
 def test_an_answer_with_the_image_is_refused():
     raw = record("a", image="x.png")
     raw["conversations"][0]["value"], raw["conversations"][1]["value"] = "What?", "<image> A dog."

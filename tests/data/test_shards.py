@@ -24,7 +24,7 @@ def data(tmp_path_factory) -> DataConfig:
         domain(folder, "text", 4, image=False),
     )
     return DataConfig(
-        domains=domains, sequence_length=400, examples_per_row=4, images_per_row=3, packing_bins=3, mix="weight"
+        domains=domains, sequence_length=400, examples_per_row=4, tiles_per_row=3, packing_bins=3, mix="weight"
     )
 
 

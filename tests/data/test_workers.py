@@ -24,7 +24,7 @@ from tests import tiny
 
 def main():
     config = tiny.config(Path(sys.argv[1]), data={"workers": 2}).data
-    image = ImageSpec(size=28, span=4, token_id=511)
+    image = ImageSpec(size=28, side=2, token_id=511)
     mixture = Mixture.build(config, seed=0, tokenizer=Tokenizer.load(tiny.TOKENIZER), image=image, rows=8)
     for number in range(10**9):
         next(mixture)

@@ -80,7 +80,7 @@ def test_memory_of_a_device_follows_from_shapes(config, two):
     plan = conclude(config, arch, "cpu", step, two, depths=(2,), compile_seconds=1.0)
     batch = config.train.batch_rows // 8
     numbers = batch * config.data.sequence_length
-    images = batch * config.data.images_per_row * arch.vision.image_size**2 * 3
+    images = batch * config.data.tiles_per_row * arch.vision.image_size**2 * 3
     assert plan.memory.batch == 6 * 4 * numbers + images
     # AdamW holds two moments for each trained number, and one count that every device has.
     assert 2 * plan.memory.trainable <= plan.memory.optimizer <= 2 * plan.memory.trainable + 64

@@ -58,7 +58,7 @@ def test_text_alone_needs_no_place_for_images(tmp_path):
         domains = (DomainConfig("text", str(tmp_path / "text.json")),)
         made = tiny.config(tmp_path, train={"steps": 2}, evaluation=NO_EVALUATION)
         return dataclasses.replace(
-            made, data=dataclasses.replace(made.data, domains=domains, images_per_row=places, **more)
+            made, data=dataclasses.replace(made.data, domains=domains, tiles_per_row=places, **more)
         )
 
     losses = []
@@ -70,7 +70,7 @@ def test_text_alone_needs_no_place_for_images(tmp_path):
         {"id": "seen", "image": "a.png", "conversations": [{**turns[0], "value": "<image> What?"}, turns[1]]}
     )
     (tmp_path / "text.json").write_text(json.dumps(records))
-    with pytest.raises(UserError, match=r"record 9 \(id 'seen'\), field image: 1 images, over data.images_per_row 0"):
+    with pytest.raises(UserError, match=r"record 9 \(id 'seen'\), field image: 1 images, over data.tiles_per_row 0"):
         train(config(0, on_too_long="error"), absolute(str(tmp_path / "seen")))
 
 
