@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mole_jax.weights.format import Format
-from mole_jax.weights.formats import hf, llava, llava_mole, mixlora, mixtral, mole, peft, run
+from mole_jax.weights.formats import hf, llava, llava_mole, merged_experts, mixlora, mole, peft, run
 
 FORMATS: tuple[Format, ...] = (
     mole.FORMAT,
@@ -13,7 +13,7 @@ FORMATS: tuple[Format, ...] = (
     run.FORMAT,
     llava.FORMAT,
     hf.FORMAT,
-    mixtral.FORMAT,
+    merged_experts.FORMAT,
 )
 """In the order in which an input is tried: what is like another one but more special comes first."""
 

@@ -1,4 +1,4 @@
-"""A MoLE as a stock Mixtral: against the definition (against transformers: test_torch.py), and what is refused."""
+"""A MoLE as a stock mixture: against the definition (against transformers: test_torch.py), and what is refused."""
 
 from __future__ import annotations
 
