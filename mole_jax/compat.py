@@ -7,7 +7,9 @@ version in pyproject.toml begins here. Libraries are imported where they are use
 from __future__ import annotations
 
 import argparse
-from collections.abc import Awaitable, Callable, Sequence
+import importlib.util
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -131,6 +133,27 @@ def splash_attention(
     return lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids))
 
 
+@contextmanager
+def for_absent_devices() -> Iterator[None]:
+    """Lets tokamax's kernels be lowered for devices of a topology, where it would look at those of this machine."""
+    if importlib.util.find_spec("tokamax") is None:
+        yield
+        return
+    from tokamax.config import cross_compile
+
+    _parsed_flags()
+    with cross_compile(True):
+        yield
+
+
+def _parsed_flags() -> None:
+    """Has absl's settings read, which tokamax asks for and only `absl.app.run` reads."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
 def tokamax_attention(kernel: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Returns the forward and backward pass of one of tokamax's attentions on GPUs: ``triton`` or ``mosaic``.
 
@@ -141,12 +164,9 @@ def tokamax_attention(kernel: str) -> tuple[Callable[..., Any], Callable[..., An
     Private: `tokamax._src.ops.attention` (tokamax 0.0.17). The public `tokamax.dot_product_attention` takes masks of
     S x S alone, and its residuals cannot be kept by name over rematerialisation.
     """
-    from absl import flags
     from tokamax._src.ops.attention import base
 
-    # tokamax asks absl for its settings, which only `absl.app.run` reads.
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+    _parsed_flags()
     if kernel == "triton":
         from tokamax._src.ops.attention.pallas_triton import PallasTritonFlashAttention as Attention
     else:

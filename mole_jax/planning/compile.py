@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mole_jax import compat
 from mole_jax.config import Config
 from mole_jax.errors import UserError
 from mole_jax.files import absolute, read_json, write_json
@@ -138,7 +139,7 @@ def with_layers(arch: LlavaArchitecture, layers: int) -> LlavaArchitecture:
 def compile_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Mesh, topology: str, cache: Path) -> Facts:
     """Compiles the training step for a topology; for the rest see `facts_of`."""
     step = abstract_step(config, arch, mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), compat.for_absent_devices():
         lowered = compiled_step(step.train_step, step.state, mesh).lower(step.state, step.frozen, step.batch)
     return facts_of(lowered, mesh, arch.decoder.layers, topology, cache)
 

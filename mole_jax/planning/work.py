@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import jax
 
+from mole_jax import compat
 from mole_jax.config import Config, MeshConfig, Remat
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.mesh import make_mesh
@@ -46,7 +47,7 @@ def work_of(config: Config, arch: LlavaArchitecture, device: Any) -> dict[str, W
     def traced(remat: Remat, layers: int) -> tuple[int, int]:
         model = dataclasses.replace(config.model, remat=remat)
         step = abstract_step(dataclasses.replace(alone, model=model), with_layers(arch, layers), mesh)
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), compat.for_absent_devices():
             run = compiled_step(step.train_step, step.state, mesh)
             jaxpr = run.trace(step.state, step.frozen, step.batch).jaxpr.jaxpr
         return products(jaxpr), stacked(jaxpr, layers)
