@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from mole_jax.families import FAMILIES
 from mole_jax.image_spec import AnyRes, Grid, Single, Split
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.vision import fraction_buckets
+from mole_jax.weights.convert import convert
 from mole_jax.weights.formats.hf import write_hf
 from mole_jax.weights.hf_checkpoint import HfCheckpoint
 from tests.families.golden import FOLDER, NAMES
+from tests.weights.runs import leaves_of, trained_run
 
 
 def module_layout(name: str) -> str:
@@ -277,3 +280,40 @@ def test_vectors_around_pictures_have_no_place_in_a_family_s_files():
         write_architecture(arch)
     with pytest.raises(UserError, match="'llava_two' is no family of models, expected one of llava, llava_next"):
         write_architecture(dataclasses.replace(arch, family="llava_two"))
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("llava_qwen3", "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"),
+        ("internvl", "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"),
+        ("smolvlm", "base_model.model.model.text_model.layers.0.self_attn.q_proj.lora_A.weight"),
+    ],
+)
+def test_a_lora_goes_out_and_in_through_peft(name, first, tmp_path):
+    base = FOLDER / name
+    _, leaves = trained_run(tmp_path / "run", base, kind="lora", prompt=None, image_aspect=None)
+    convert(str(tmp_path / "run"), str(tmp_path / "peft"), "peft")
+    assert first in load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    pattern = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["target_modules"]
+    decoder = first.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+    assert re.fullmatch(pattern, decoder)
+    assert not re.fullmatch(pattern, decoder.replace("language_model", "vision_tower").replace("text_", "vision_"))
+    _, again = leaves_of(tmp_path / "peft", base=base)
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+def test_what_a_format_has_no_place_for_is_refused(tmp_path):
+    settings = {"prompt": None, "image_aspect": None}
+    trained_run(tmp_path / "newline", FOLDER / "llava_next_vicuna", kind="lora", **settings)
+    with pytest.raises(UserError, match=r"no place for a trained image_newline.*--to mole"):
+        convert(str(tmp_path / "newline"), str(tmp_path / "out"), "peft")
+    trained_run(tmp_path / "experts", FOLDER / "internvl", kind="mole", **settings)
+    with pytest.raises(UserError, match="it has the decoder of a qwen2, not of a Llama"):
+        convert(str(tmp_path / "experts"), str(tmp_path / "out"), "hf")
+    with pytest.raises(UserError, match=r"has the decoder of a qwen2, not of a Llama.*--to mole"):
+        convert(str(tmp_path / "experts"), str(tmp_path / "out"), "llava_mole")
+    trained_run(tmp_path / "smol", FOLDER / "smolvlm", kind="mole", **settings)
+    with pytest.raises(UserError, match="it is of the family smolvlm, not llava or llava_next"):
+        convert(str(tmp_path / "smol"), str(tmp_path / "out"), "hf")

@@ -21,7 +21,7 @@ from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.families import write_architecture
 from mole_jax.model.architecture import DecoderArchitecture, LlavaArchitecture
-from mole_jax.weights.format import Export, Format, not_llava_llama
+from mole_jax.weights.format import Export, Format, not_a_llama
 from mole_jax.weights.hf_checkpoint import foreign_tensors
 from mole_jax.weights.hf_folder import write_folder
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, main_type, tensor
@@ -31,6 +31,8 @@ from mole_jax.weights.names import leaf_specs
 _BLOCK = "language_model.model.layers.{layer}.block_sparse_moe."
 ROUTER = _BLOCK + "gate.weight"
 EXPERT = _BLOCK + "experts.{expert}.{matrix}.weight"
+FAMILIES = ("llava", "llava_next")
+"""Whose class takes any decoder, named as `ROUTER` and `EXPERT` are."""
 MATRICES = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 """Mixtral's name of each projection."""
 
@@ -42,8 +44,8 @@ def check_mixtral(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str
     """Raises `UserError` with the reason if a model with these adapters is no Mixtral of merged experts."""
     if adapter.kind != "mole":
         raise UserError(f"{where}: has no routed experts (adapter.kind {adapter.kind}); convert it --to hf instead")
-    if (reason := not_llava_llama(arch)) is not None:
-        reason = f"it {reason}, and a Mixtral is a Llama of experts"
+    if (reason := not_a_llama(arch, *FAMILIES)) is not None:
+        reason = f"it {reason}"
     elif adapter.router_bias:
         reason = "its router has a bias (adapter.router_bias), for which Mixtral has no place"
     elif adapter.router_gradient == "gate_scaled":
