@@ -165,12 +165,12 @@ class Format:
         return self.to or self.name
 
 
-def not_llava_llama(arch: LlavaArchitecture) -> str | None:
-    """Returns in words why a model is no LLaVA-1.5 over a Llama, whose form some formats have; None if it is one."""
-    if arch.family != "llava":
-        return f"is of the family {arch.family}"
+def not_a_llama(arch: LlavaArchitecture, *families: str) -> str | None:
+    """Returns in words why a model is no Llama in one of these families' files; None if it is one."""
     kind = kind_of(arch.decoder)
-    return None if kind == "llama" else f"has the decoder of a {kind}"
+    if kind != "llama":
+        return f"has the decoder of a {kind}, not of a Llama"
+    return None if arch.family in families else f"is of the family {arch.family}, not {' or '.join(families)}"
 
 
 def over_base(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from mole_jax.families import FAMILIES
 from mole_jax.image_spec import AnyRes, Grid, Single, Split
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.vision import fraction_buckets
+from mole_jax.weights.convert import convert
 from mole_jax.weights.formats.hf import write_hf
 from mole_jax.weights.hf_checkpoint import HfCheckpoint
 from tests.families.golden import FOLDER, NAMES
+from tests.weights.runs import leaves_of, trained_run
 
 
 def module_layout(name: str) -> str:
@@ -277,3 +280,58 @@ def test_vectors_around_pictures_have_no_place_in_a_family_s_files():
         write_architecture(arch)
     with pytest.raises(UserError, match="'llava_two' is no family of models, expected one of llava, llava_next"):
         write_architecture(dataclasses.replace(arch, family="llava_two"))
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("llava_qwen3", "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"),
+        ("internvl", "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"),
+        ("smolvlm", "base_model.model.model.text_model.layers.0.self_attn.q_proj.lora_A.weight"),
+    ],
+)
+def test_a_lora_goes_out_and_in_through_peft(name, first, tmp_path):
+    base = FOLDER / name
+    _, leaves = trained_run(tmp_path / "run", base, kind="lora", prompt=None, image_aspect=None)
+    convert(str(tmp_path / "run"), str(tmp_path / "peft"), "peft")
+    assert first in load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    pattern = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["target_modules"]
+    decoder = first.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+    assert re.fullmatch(pattern, decoder)
+    assert not re.fullmatch(pattern, decoder.replace("language_model", "vision_tower").replace("text_", "vision_"))
+    _, again = leaves_of(tmp_path / "peft", base=base)
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+def test_what_a_format_has_no_place_for_is_refused(tmp_path):
+    settings = {"prompt": None, "image_aspect": None}
+    trained_run(tmp_path / "newline", FOLDER / "llava_next_vicuna", kind="lora", **settings)
+    with pytest.raises(UserError, match=r"no place for a trained image_newline.*--to mole"):
+        convert(str(tmp_path / "newline"), str(tmp_path / "out"), "peft")
+    trained_run(tmp_path / "experts", FOLDER / "internvl", kind="mole", **settings)
+    with pytest.raises(UserError, match=r"has the decoder of a qwen2, not of a Llama.*--to mole"):
+        convert(str(tmp_path / "experts"), str(tmp_path / "out"), "llava_mole")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "first"),
+    [
+        ("llava_qwen3", "qwen3_moe", "language_model.model.layers.0.mlp.experts.2.up_proj.weight"),
+        ("internvl", "qwen2_moe", "language_model.model.layers.0.mlp.experts.2.up_proj.weight"),
+        ("smolvlm", "mixtral", "model.text_model.layers.0.block_sparse_moe.experts.2.w3.weight"),
+    ],
+)
+def test_experts_of_any_family_are_merged_into_a_mixture_that_transformers_has(name, kind, first, tmp_path):
+    """Against transformers: tests/families/test_torch.py."""
+    settings = {"kind": "mole", "alpha": 5.0, "rank": 2, "prompt": None, "image_aspect": None}
+    _, leaves = trained_run(tmp_path / "run", FOLDER / name, **settings)
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf")
+    text = json.loads((tmp_path / "hf" / "config.json").read_text())["text_config"]
+    assert (text["model_type"], text["num_experts_per_tok"]) == (kind, 1)
+    assert text.get("norm_topk_prob", True), "or the expert would be scaled by its probability"
+    tensors, path = load_file(tmp_path / "hf" / "model.safetensors"), "decoder/layers/mlp/up_proj/"
+    delta = leaves[path + "adapter/a"][0][:, 4:6] @ leaves[path + "adapter/b"][0][4:6]
+    np.testing.assert_allclose(tensors[first], (leaves[path + "kernel"][0] + 2.5 * delta).T, rtol=1e-6, atol=1e-6)
+    for tensor in (one for one in tensors if "shared_expert.down_proj" in one):
+        assert not tensors[tensor].any(), "all tokens would get it"

@@ -39,7 +39,7 @@ from mole_jax.weights.foreign import (
     spec_row,
     stored_names,
 )
-from mole_jax.weights.format import Export, Format, Given, not_llava_llama, over_base
+from mole_jax.weights.format import Export, Format, Given, not_a_llama, over_base
 from mole_jax.weights.hf_checkpoint import foreign_tensors
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 from mole_jax.weights.names import leaf_specs
@@ -80,8 +80,10 @@ def is_llava_mole(path: epath.Path) -> bool:
 
 def check_llava_mole(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str) -> None:
     """Raises `UserError` with the reason if the released code would not compute a model with these adapters."""
-    if (reason := not_llava_llama(arch)) is not None or not is_clip(arch.vision):
-        reason = f"{reason or 'has no CLIP'}, the released code is a LLaVA-1.5 over a Llama"
+    if (reason := not_a_llama(arch, "llava")) is not None:
+        pass
+    elif not is_clip(arch.vision):
+        reason = "has a SigLIP, the released code a CLIP"
     elif adapter.kind != "mole":
         reason = f"has no routed experts (adapter.kind {adapter.kind})"
     elif set(adapter.targets) != {*ATTENTION_TARGETS, *MLP_TARGETS}:
