@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,12 +32,15 @@ _CLOCK = "strftime_now"
 
 
 class _Answer(NamedTuple):
-    """Where an assistant's turn stands in a rendering, in characters: from `start`, its words up to `said`."""
+    """Where an assistant's turn stands in a rendering, in characters."""
 
     start: int
     said: int
-    end: int
-    """No token from here on belongs to it."""
+    """Where its words end."""
+    ended: int | None
+    """Where the token that ends it ends; None: the template writes none."""
+    stop: int
+    """Where the turn ends."""
 
 
 class Template:
@@ -46,6 +49,7 @@ class Template:
     Attributes:
         name: what `data.prompt` calls it.
         ending_ids: tokens that end an answer: the tokenizer's end of sequence, and what the template writes after one.
+        remark: what a user should know of the template; None: nothing.
     """
 
     name = "checkpoint"
@@ -57,12 +61,12 @@ class Template:
         backend = tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
-        added = {id: token.content for id, token in backend.get_added_tokens_decoder().items() if token.special}
-        self._special = frozenset(added) | {tokenizer.eos_token_id} - {None}
         self._image_text = str(tokenizer.convert_ids_to_tokens(image_id))
-        words = sorted({*added.values(), self._image_text, IMAGE}, key=len, reverse=True)
-        self._reserved = re.compile("|".join(map(re.escape, words)))
-        self._in_parts = True
+        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        special |= {tokenizer.eos_token} - {None}
+        self._special = _one_of(special)
+        self._reserved = _one_of({*special, self._image_text, IMAGE})
+        self._in_parts, self._adds_end = True, False
         self.ending_ids: tuple[int, ...] = ()
 
     @classmethod
@@ -74,8 +78,8 @@ class Template:
             image_id: token in whose place a picture stands.
 
         Raises:
-            UserError: there is no template, it cannot be used for training (it writes the date, changes earlier turns
-                as later ones come, or ends no answer), or transformers cannot read the tokenizer.
+            UserError: there is no template, it cannot be used for training (it writes the date, or changes earlier
+                turns as later ones come), or transformers cannot read the tokenizer.
         """
         folder = tokenizer.source_files[0].parent
         if (text := template_text(folder)) is None:
@@ -104,20 +108,15 @@ class Template:
         Raises:
             UserError: the template does not take these turns, or leaves out or changes something of them.
         """
-        messages = self._messages(turns)
-        text, marked = self._rendered_with_marks(messages)
-        self._check_complete(turns, text)
-        answers = list(self._answers(turns, messages, text, marked))
+        text, answers = self._written(turns)
         text, moved = self._with_layouts(text, layouts)
         ids, starts, stops = self._tokens(text)
         supervised = np.zeros(len(ids), bool)
         for answer in answers:
-            start, said, end = (int(moved(place)) for place in answer)
-            ends = (starts >= said) & (starts < end) & np.isin(ids, list(self._special))
-            if not ends.any():
-                raise self._refused(f"ends no answer with a token of its own ('{shortened(text[start:end])}')")
+            if answer.ended is None:
+                raise self._refused(f"ends no answer with a token ('{shortened(text[moved(answer.start) :])}')")
             # A token that a space of the prompt and the answer's first letters share is taught.
-            supervised[(stops > start) & (np.arange(len(ids)) <= np.argmax(ends))] = True
+            supervised |= (stops > moved(answer.start)) & (starts < moved(answer.ended))
         return self._expanded(ids, supervised, layouts)
 
     def encode_prompt(self, turns: Sequence[Said], layouts: Sequence[PictureLayout]) -> Int[np.ndarray, " T"]:
@@ -126,11 +125,39 @@ class Template:
         Raises:
             UserError: as `encode`.
         """
-        text = self._rendered(self._messages(turns), generation=True)
-        self._check_complete(turns, text)
+        text, _ = self._written(turns, generation=True)
         text, _ = self._with_layouts(text, layouts)
         ids = self._tokens(text)[0]
         return self._expanded(ids, np.zeros(len(ids), bool), layouts)[0]
+
+    @property
+    def remark(self) -> str | None:
+        if not self._adds_end:
+            return None
+        return (
+            f"the chat template of {self._folder} writes no token where an answer ends; {self._tokenizer.eos_token} "
+            "takes the place of what it writes after one"
+        )
+
+    def _written(self, turns: Sequence[Said], *, generation: bool = False) -> tuple[str, list[_Answer]]:
+        """Returns the text of a conversation, each answer ended by a token, and where the answers are."""
+        messages = self._messages(turns)
+        text, marked = self._render(messages, generation, marks=self._marked)
+        self._check_complete(turns, text)
+        answers = list(self._answers(turns, messages, text, marked))
+        return self._ended(text, answers) if self._adds_end else (text, answers)
+
+    def _ended(self, text: str, answers: Sequence[_Answer]) -> tuple[str, list[_Answer]]:
+        """Puts the tokenizer's end of sequence in place of what stands after each answer's words in its turn."""
+        whole, done, found = "", 0, []
+        for answer in answers:
+            start = len(whole) + answer.start - done
+            whole += text[done : answer.said]
+            said = len(whole)
+            whole += self._tokenizer.eos_token
+            found.append(_Answer(start, said, len(whole), len(whole)))
+            done = answer.stop
+        return whole + text[done:], found
 
     def _messages(self, turns: Sequence[Said]) -> list[dict[str, Any]]:
         return [{"role": role, "content": self._content(role, text)} for role, text in turns]
@@ -162,9 +189,6 @@ class Template:
 
     def _rendered(self, messages: Sequence[dict[str, Any]], *, generation: bool = False) -> str:
         return self._render(messages, generation, marks=False)[0]
-
-    def _rendered_with_marks(self, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-        return self._render(messages, generation=False, marks=self._marked)
 
     def _render(
         self, messages: Sequence[dict[str, Any]], generation: bool, marks: bool
@@ -202,22 +226,28 @@ class Template:
             raise self._refused(f"marks {len(marked)} answers of {len(answers)} as generated")
         for number, i in enumerate(answers):
             if self._marked:
-                (start, stop), rest = marked[number], [begin for begin, _ in marked[number + 1 :]]
-                # What ends the turn may stand behind the mark.
-                end = min([*rest, len(text)])
+                start, stop = marked[number]
+                before = self._rendered(messages[:i], generation=True)
+                if text.startswith(before) and text[len(before) : start].isspace():
+                    start = len(before)  # who is asked up to there answers with the space
+                # What ends the turn may stand right behind the mark.
+                room = stop + len(text[stop:]) - len(text[stop:].lstrip())
             else:
                 before = self._rendered(messages[:i], generation=True)
                 after = self._rendered(messages[: i + 1])
                 if not (text.startswith(after) and after.startswith(before)):
                     raise self._refused("writes earlier turns otherwise when later ones follow")
                 start, stop = len(before), len(after)
-                end = stop
+                room = stop - 1
             words = turns[i][1].strip()
             if (said := text.find(words, start, stop)) < 0:
                 raise self._refused("leaves out or changes words of an answer")
-            yield _Answer(start, said + len(words), end)
+            said += len(words)
+            end = self._special.search(text, said)
+            ended = end.end() if end is not None and end.start() <= room else None
+            yield _Answer(start, said, ended, stop)
 
-    def _with_layouts(self, text: str, layouts: Sequence[PictureLayout]) -> tuple[str, Any]:
+    def _with_layouts(self, text: str, layouts: Sequence[PictureLayout]) -> tuple[str, Callable[[int], int]]:
         """Returns the text with each picture's own words, and a function from places in the old text to the new."""
         parts = text.split(self._image_text)
         if len(parts) - 1 != len(layouts):
@@ -226,7 +256,7 @@ class Template:
         marks = np.cumsum(lengths) + np.arange(len(lengths)) * len(self._image_text)
         grown = np.cumsum([0, *(len(one.text) - len(self._image_text) for one in layouts)])
         whole = parts[0] + "".join(one.text + part for one, part in zip(layouts, parts[1:], strict=True))
-        return whole, lambda place: place + grown[np.searchsorted(marks, place)]
+        return whole, lambda place: place + int(grown[np.searchsorted(marks, place)])
 
     def _tokens(self, text: str) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
         """Returns ids, and where each token starts and stops in the text.
@@ -265,10 +295,14 @@ class Template:
         single = PictureLayout(1, self._image_text, (1,), np.zeros((1, 1), np.int32))
         with_picture = ((_PROBE[0][0], f"{IMAGE}\n{_PROBE[0][1]}"), *_PROBE[1:])
         self._in_parts = self._takes_parts(with_picture)
+        _, answers = self._written(_PROBE)
+        endless = [answer.ended is None for answer in answers]
+        if any(endless) and not all(endless):
+            raise self._refused("ends some answers with a token and not others")
+        self._adds_end = all(endless) and self._tokenizer.eos_token is not None
         tokens, supervised = self.encode(_PROBE, [])
         self.encode(with_picture, [single])
-        ends = tokens[:-1][(supervised[:-1] == 1) & (supervised[1:] == 0)].tolist()
-        ends += tokens[-1:].tolist() if supervised[-1] else []
+        ends = tokens[(supervised == 1) & (np.append(supervised[1:], 0) == 0)].tolist()
         own = self._tokenizer.eos_token_id
         self.ending_ids = tuple(dict.fromkeys([*([] if own is None else [own]), *ends]))
 
@@ -284,6 +318,11 @@ class Template:
         return UserError(
             f"the chat template of {self._folder} {what}; mend template or record, or name a preset in data.prompt"
         )
+
+
+def _one_of(words: set[str]) -> re.Pattern[str]:
+    """Returns what finds one of `words`, of those that begin alike the longest."""
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
 
 
 def answer_ends(prompt: PromptPreset | Template, tokenizer: Tokenizer, named: Sequence[int]) -> tuple[int, ...]:

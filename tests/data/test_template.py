@@ -48,6 +48,17 @@ LLAVA_15 = (
 """As llava-hf/llava-1.5-7b-hf has it in chat_template.json: it writes nothing where an answer ends."""
 
 
+LLAVA_16_MISTRAL = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<<SYS>>\n' + message['content'][0]['text'] + "
+    "'\n<</SYS>>\n\n' }}{% elif message['role'] == 'user' %}{{ '[INST] ' }}{% for content in message['content'] | "
+    "selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}{% for content in message['content'] | "
+    "selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}{{' [/INST]' }}{% elif message['role'] "
+    "== 'assistant' %}{{ ' ' + message['content'][0]['text'] + '<\\\\s> '}}{% else %}{{ raise_exception('Only user and "
+    "assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+"""As llava-hf/llava-v1.6-mistral-7b-hf has it."""
+
+
 @pytest.fixture(params=SPECS)
 def golden(request, reference) -> Golden:
     return Golden(reference(f"families/{request.param}"))
@@ -191,6 +202,30 @@ def test_a_template_of_plain_texts_gets_plain_texts(folder):
     assert mask.sum() == len(_plain(path, " That.</s>"))
 
 
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        # As the hub has them for LLaVA-1.6: Vicuna's is LLaVA-1.5's, Mistral's ends answers with misspelt words.
+        (LLAVA_15, "USER: <image>\nWhat? ASSISTANT: A dog.</s>USER: Why? ASSISTANT: So.</s>"),
+        (LLAVA_16_MISTRAL, "[INST] <image>\nWhat? [/INST] A dog.</s>[INST] Why? [/INST] So.</s>"),
+    ],
+    ids=["vicuna", "mistral"],
+)
+def test_an_answer_that_the_template_does_not_end_is_ended_as_llava_was_trained(folder, text, whole):
+    path = folder(text, eos_token="</s>")
+    template = load(path)
+    turns = [("user", "<image>\nWhat?"), ("assistant", "A dog."), ("user", "Why?"), ("assistant", "So.")]
+    found = layouts(SPECS["llava_qwen2"], [(5, 5)], "<image>")
+    ids, mask = template.encode(turns, found)
+    assert ids.tolist() == _plain(path, whole.replace("<image>", "<image>" * 16))
+    assert template.ending_ids == (2,)
+    assert ids[mask == 1].tolist() == _plain(path, " A dog.</s>") + _plain(path, " So.</s>")
+    prompt = template.encode_prompt(turns[:-1], found)
+    assert ids[: len(prompt)].tolist() == prompt.tolist()
+    assert template.remark is not None
+    assert "</s> takes the place" in template.remark
+
+
 @pytest.mark.parametrize(("answer", "first"), [("3 dogs.", " 3"), ("(No dog.)", "(")])
 def test_a_space_that_ends_the_prompt_is_taught_only_as_part_of_the_answers_first_token(folder, answer, first):
     turn = "{% if add_generation_prompt %}<|im_start|>assistant"
@@ -229,13 +264,12 @@ def test_the_tokenizers_bos_stands_once(folder, reference):
             "changes wo",
         ),
         (CHATML.replace("<|im_end|>\n{% endfor %}", "{{ '<|im_end|>' if loop.last }}\n{% endfor %}"), "otherwise when"),
-        (CHATML.replace("<|im_end|>", ""), "ends no answer with a token of its own"),
+        (CHATML.replace("<|im_end|>", "{{ '<|im_end|>' if m != messages[1] }}"), "ends some answers with a token"),
         (CHATML.replace("<image>", ""), "writes 0 <image> for 1 pictures"),
         (CHATML + "{{ raise_exception('no such\n model') }}", "fails (no such)"),
         ("{% for m in messages %", "fails ("),
-        (LLAVA_15, "ends no answer"),
     ],
-    ids=["date", "drops", "changes", "prefix", "endless", "pictureless", "raises", "broken", "llava15"],
+    ids=["date", "drops", "changes", "prefix", "endless", "pictureless", "raises", "broken"],
 )
 def test_a_template_that_cannot_be_trained_on_is_refused_by_its_name(folder, text, told):
     path = folder(text)
