@@ -34,6 +34,10 @@ _CLOCK = "strftime_now"
 class _Answer(NamedTuple):
     """Where an assistant's turn stands in a rendering, in characters."""
 
+    lead: int
+    """Where the white space before it begins that is written otherwise than asked; `start`: there is none."""
+    asked: str
+    """That white space as it is asked."""
     start: int
     said: int
     """Where its words end."""
@@ -66,7 +70,7 @@ class Template:
         special |= {tokenizer.eos_token} - {None}
         self._special = _one_of(special)
         self._reserved = _one_of({*special, self._image_text, IMAGE})
-        self._in_parts, self._adds_end = True, False
+        self._in_parts, self._adds_end, self._leads_otherwise = True, False, False
         self.ending_ids: tuple[int, ...] = ()
 
     @classmethod
@@ -112,11 +116,9 @@ class Template:
         text, moved = self._with_layouts(text, layouts)
         ids, starts, stops = self._tokens(text)
         supervised = np.zeros(len(ids), bool)
-        for answer in answers:
-            if answer.ended is None:
-                raise self._refused(f"ends no answer with a token ('{shortened(text[moved(answer.start) :])}')")
+        for start, ended in answers:
             # A token that a space of the prompt and the answer's first letters share is taught.
-            supervised |= (stops > moved(answer.start)) & (starts < moved(answer.ended))
+            supervised |= (stops > moved(start)) & (starts < moved(ended))
         return self._expanded(ids, supervised, layouts)
 
     def encode_prompt(self, turns: Sequence[Said], layouts: Sequence[PictureLayout]) -> Int[np.ndarray, " T"]:
@@ -132,31 +134,35 @@ class Template:
 
     @property
     def remark(self) -> str | None:
-        if not self._adds_end:
-            return None
-        return (
-            f"the chat template of {self._folder} writes no token where an answer ends; {self._tokenizer.eos_token} "
-            "takes the place of what it writes after one"
-        )
+        found = []
+        if self._adds_end:
+            found.append(
+                f"writes no token where an answer ends, so {self._tokenizer.eos_token} takes the place of what it "
+                "writes after one"
+            )
+        if self._leads_otherwise:
+            found.append("has other white space before an answer than where it asks for one; that of asking is taken")
+        return f"the chat template of {self._folder} {', and '.join(found)}" if found else None
 
-    def _written(self, turns: Sequence[Said], *, generation: bool = False) -> tuple[str, list[_Answer]]:
-        """Returns the text of a conversation, each answer ended by a token, and where the answers are."""
+    def _written(self, turns: Sequence[Said], *, generation: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        """Returns the text of a conversation, and where each answer starts and its end has ended.
+
+        Each answer stands as it is asked for and is ended by a token, also where the template does otherwise.
+        """
         messages = self._messages(turns)
         text, marked = self._render(messages, generation, marks=self._marked)
         self._check_complete(turns, text)
-        answers = list(self._answers(turns, messages, text, marked))
-        return self._ended(text, answers) if self._adds_end else (text, answers)
-
-    def _ended(self, text: str, answers: Sequence[_Answer]) -> tuple[str, list[_Answer]]:
-        """Puts the tokenizer's end of sequence in place of what stands after each answer's words in its turn."""
         whole, done, found = "", 0, []
-        for answer in answers:
-            start = len(whole) + answer.start - done
-            whole += text[done : answer.said]
-            said = len(whole)
-            whole += self._tokenizer.eos_token
-            found.append(_Answer(start, said, len(whole), len(whole)))
-            done = answer.stop
+        for answer in self._answers(turns, messages, text, marked):
+            whole += text[done : answer.lead] + answer.asked
+            start = len(whole)
+            if self._adds_end:
+                whole, done = whole + text[answer.start : answer.said] + self._tokenizer.eos_token, answer.stop
+            elif answer.ended is None:
+                raise self._refused(f"ends no answer with a token ('{shortened(text[answer.start : answer.stop])}')")
+            else:
+                whole, done = whole + text[answer.start : answer.ended], answer.ended
+            found.append((start, len(whole)))
         return whole + text[done:], found
 
     def _messages(self, turns: Sequence[Said]) -> list[dict[str, Any]]:
@@ -225,27 +231,37 @@ class Template:
         if self._marked and len(marked) != len(answers):
             raise self._refused(f"marks {len(marked)} answers of {len(answers)} as generated")
         for number, i in enumerate(answers):
+            before = self._rendered(messages[:i], generation=True)
             if self._marked:
                 start, stop = marked[number]
-                before = self._rendered(messages[:i], generation=True)
-                if text.startswith(before) and text[len(before) : start].isspace():
-                    start = len(before)  # who is asked up to there answers with the space
-                # What ends the turn may stand right behind the mark.
-                room = stop + len(text[stop:]) - len(text[stop:].lstrip())
             else:
-                before = self._rendered(messages[:i], generation=True)
-                after = self._rendered(messages[: i + 1])
-                if not (text.startswith(after) and after.startswith(before)):
+                start, stop = len(before), len(after := self._rendered(messages[: i + 1]))
+                if not (text.startswith(after) and text.startswith(before.rstrip())):
                     raise self._refused("writes earlier turns otherwise when later ones follow")
-                start, stop = len(before), len(after)
-                room = stop - 1
             words = turns[i][1].strip()
-            if (said := text.find(words, start, stop)) < 0:
+            if (place := text.find(words, start - (len(before) - len(before.rstrip())), stop)) < 0:
                 raise self._refused("leaves out or changes words of an answer")
-            said += len(words)
+            lead, asked, start = self._lead(text, before, start, place)
+            said = place + len(words)
             end = self._special.search(text, said)
-            ended = end.end() if end is not None and end.start() <= room else None
-            yield _Answer(start, said, ended, stop)
+            ended = end.end() if end is not None and end.start() <= self._room(text, stop) else None
+            yield _Answer(lead, asked, start, said, ended, stop)
+
+    def _lead(self, text: str, before: str, start: int, place: int) -> tuple[int, str, int]:
+        """Returns `lead`, `asked` and `start` of the answer whose words stand at `place`, asked for by `before`."""
+        if text.startswith(before):
+            # Who is asked up to there answers with the space.
+            start = len(before) if text[len(before) : start].isspace() else start
+            return start, "", start
+        if text[:place].rstrip() == before.rstrip():
+            return len(before.rstrip()), before[len(before.rstrip()) :], place
+        if self._marked:
+            return start, "", start
+        raise self._refused("writes other words before an answer than where it asks for one")
+
+    def _room(self, text: str, stop: int) -> int:
+        """Returns the last place where the token that ends an answer may begin; it may stand right behind a mark."""
+        return stop + len(text[stop:]) - len(text[stop:].lstrip()) if self._marked else stop - 1
 
     def _with_layouts(self, text: str, layouts: Sequence[PictureLayout]) -> tuple[str, Callable[[int], int]]:
         """Returns the text with each picture's own words, and a function from places in the old text to the new."""
@@ -295,11 +311,15 @@ class Template:
         single = PictureLayout(1, self._image_text, (1,), np.zeros((1, 1), np.int32))
         with_picture = ((_PROBE[0][0], f"{IMAGE}\n{_PROBE[0][1]}"), *_PROBE[1:])
         self._in_parts = self._takes_parts(with_picture)
-        _, answers = self._written(_PROBE)
+        messages = self._messages(_PROBE)
+        text, marked = self._render(messages, generation=False, marks=self._marked)
+        self._check_complete(_PROBE, text)
+        answers = list(self._answers(_PROBE, messages, text, marked))
         endless = [answer.ended is None for answer in answers]
         if any(endless) and not all(endless):
             raise self._refused("ends some answers with a token and not others")
         self._adds_end = all(endless) and self._tokenizer.eos_token is not None
+        self._leads_otherwise = any(answer.lead < answer.start for answer in answers)
         tokens, supervised = self.encode(_PROBE, [])
         self.encode(with_picture, [single])
         ends = tokens[(supervised == 1) & (np.append(supervised[1:], 0) == 0)].tolist()

@@ -59,6 +59,17 @@ LLAVA_16_MISTRAL = (
 """As llava-hf/llava-v1.6-mistral-7b-hf has it."""
 
 
+ONEVISION = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}{% for content in message['content'] | "
+    "selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As llava-hf/llava-onevision-qwen2-0.5b-ov-hf has it: it asks with "assistant", and writes "assistant " in a turn."""
+
+
 @pytest.fixture(params=SPECS)
 def golden(request, reference) -> Golden:
     return Golden(reference(f"families/{request.param}"))
@@ -224,6 +235,27 @@ def test_an_answer_that_the_template_does_not_end_is_ended_as_llava_was_trained(
     assert ids[: len(prompt)].tolist() == prompt.tolist()
     assert template.remark is not None
     assert "</s> takes the place" in template.remark
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_an_answer_stands_as_it_is_asked_for_where_the_template_differs_by_white_space(folder, marks):
+    text = ONEVISION if marks else ONEVISION.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    path = folder(text)
+    template, found = load(path), layouts(SPECS["llava_qwen2"], [(5, 5)], "<image>")
+    turns = [("user", "<image>\nWhat?"), ("assistant", "A dog."), ("user", "Why?"), ("assistant", "So.")]
+    ids, mask = template.encode(turns, found)
+    asked = f"<|im_start|>user {'<image>' * 16}\nWhat?<|im_end|><|im_start|>assistant\n"
+    whole = f"{asked}A dog.<|im_end|><|im_start|>user \nWhy?<|im_end|><|im_start|>assistant\nSo.<|im_end|>"
+    assert ids.tolist() == _plain(path, whole)
+    assert ids[mask == 1].tolist() == _plain(path, "A dog.<|im_end|>So.<|im_end|>")
+    assert template.encode_prompt(turns[:1], found).tolist() == _plain(path, asked)
+    assert ids[: len(prompt := template.encode_prompt(turns[:-1], found))].tolist() == prompt.tolist()
+    assert template.remark is not None
+    assert "other white space before an answer" in template.remark
+
+
+def test_the_goldens_templates_have_nothing_to_remark(golden):
+    assert load(golden.folder).remark is None
 
 
 @pytest.mark.parametrize(("answer", "first"), [("3 dogs.", " 3"), ("(No dog.)", "(")])
