@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from mole_jax.config import DataConfig
+from mole_jax.data.conversation import Example, Turn, encode
 from mole_jax.data.prompt import with_prompt
 from mole_jax.data.template import Template
 from mole_jax.data.tiling.pictures import layouts
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 from mole_jax.prompts import PROMPTS, chat_template
 from mole_jax.tokenizer import Tokenizer
 from tests.data.families import CASES, SPECS, Golden
@@ -344,6 +346,30 @@ def test_added_tokens_beside_a_sentencepiece_model_count(tokenizer_file, tmp_pat
     assert ids.tolist().count(341) == 2
     assert ids[np.flatnonzero(mask)[-1]] == 341
     assert set(template.ending_ids) == {2, 341}
+
+
+@pytest.mark.parametrize("name", ["v1", "no_system"])
+def test_a_preset_read_as_a_template_makes_the_ids_and_the_mask_of_the_preset(tokenizer_file, tmp_path, name):
+    """Our own fast path against transformers' tokenizer and the preset's Jinja form."""
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.model")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    added = {"340": {"content": "<image>", "special": True}}
+    settings = {**names, "added_tokens_decoder": added, "add_bos_token": True, "legacy": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "chat_template.jinja").write_text(chat_template(PROMPTS[name]))
+    own, image = Tokenizer.load(tmp_path), ImageSpec(8, 3, 340)
+    template = Template.load(own, 340)
+    turns = [
+        ("user", "What is it?\n<image>"),
+        ("assistant", "A dog on the grass."),
+        ("user", "And?"),
+        ("assistant", "Yes."),
+    ]
+    example = Example("a", "d", tuple(Turn(role, text) for role, text in turns), ("x",))
+    expected = encode(example, own, PROMPTS[name], image)
+    ids, mask = template.encode(turns, expected.layouts)
+    assert ids.tolist() == expected.tokens.tolist()
+    assert mask.tolist() == expected.loss_mask.tolist()
 
 
 def test_a_template_can_be_pickled_and_used_by_threads(reference):

@@ -231,7 +231,7 @@ def test_an_end_that_the_template_does_not_write_is_told(reference, tmp_path):
     path = write(tmp_path, "d", [{"id": "a", "conversations": turns}])
     data = DataConfig(domains=(DomainConfig("d", path),), sequence_length=100)
     loader = check.open_loader(data, Tokenizer.load(tmp_path / "base"), golden.spec)
-    assert "base writes no token where an answer ends; </s> takes the place" in str(check.inspect(data, loader))
+    assert "base writes no token where an answer ends, so </s> takes the place" in str(check.inspect(data, loader))
     assert check.show(loader.load(0, 0), loader).endswith("\nUSER: What? ASSISTANT:⟦ That.</s>⟧")
 
 
