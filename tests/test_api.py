@@ -114,7 +114,7 @@ def test_what_is_no_question_or_image_is_refused_by_name(loaded, prompts, images
         ({"mesh": MeshConfig(data=0)}, "mesh.data is 0, it must be -1 or over 0"),
         ({"dtype": "float16"}, "dtype is 'float16', did you mean 'bfloat16'?; it is one of float32, bfloat16"),
         ({"prompt": "v2"}, "prompt is 'v2', did you mean 'v1'?"),
-        ({"image_aspect": "stretch"}, "image_aspect is 'stretch'"),
+        ({"image_aspect": "squash"}, "image_aspect is 'squash'"),
     ],
 )
 def test_settings_of_load_are_checked_before_anything_is_read(settings, message):

@@ -14,6 +14,7 @@ from mole_jax.data import mixing
 from mole_jax.data.colour import REMARKS
 from mole_jax.data.left_out import LeftOut
 from mole_jax.data.load import TOO_LARGE, Layout, Loaded, Loader, RecordProblem, RecordSource
+from mole_jax.data.template import Template
 from mole_jax.image_spec import ImageSpec
 from mole_jax.tokenizer import Tokenizer
 
@@ -62,6 +63,8 @@ class Inspection:
     """Training on this would stop with an error, or has nothing left of some domain."""
     skipped_per_epoch: float
     """Of the examples of an epoch, those of records that are left out."""
+    remark: str | None = None
+    """What a user should know of the checkpoint's chat template."""
 
     def __str__(self) -> str:
         return "\n".join(text for text, _ in self.lines())
@@ -77,6 +80,7 @@ class Inspection:
         ]
         left_out = f", about {self.skipped_per_epoch:,.0f} of them of records that are left out"
         lines.append(f"one epoch: {self.examples_per_epoch} examples{left_out if self.skipped_per_epoch else ''}")
+        lines += [] if self.remark is None else [self.remark]
         notable = {str(domain.left_out) for domain in self.domains if domain.left_out.notable}
         for domain in self.domains:
             if domain.skipped:
@@ -159,6 +163,7 @@ def inspect(data: DataConfig, loader: Loader) -> Inspection:
         tuple(problems),
         any(domain.stopping or not domain.usable for domain in counts),
         sum(size * one.left_out.share for size, one, share in zip(sizes, counts, shares, strict=True) if share),
+        prompt.remark if isinstance(prompt := loader.layout.prompt, Template) else None,
     )
 
 

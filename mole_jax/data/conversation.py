@@ -23,12 +23,14 @@ from mole_jax.prompts import IMAGE, PromptPreset
 from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
+Role = Literal["system", "user", "assistant"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
     """What one side says; `text` may hold `<image>` where the role is not assistant."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     text: str
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,12 +32,19 @@ _CLOCK = "strftime_now"
 
 
 class _Answer(NamedTuple):
-    """Where an assistant's turn stands in a rendering, in characters: from `start`, its words up to `said`."""
+    """Where an assistant's turn stands in a rendering, in characters."""
 
+    lead: int
+    """Where the white space before it begins that is written otherwise than asked; `start`: there is none."""
+    asked: str
+    """That white space as it is asked."""
     start: int
     said: int
-    end: int
-    """No token from here on belongs to it."""
+    """Where its words end."""
+    ended: int | None
+    """Where the token that ends it ends; None: the template writes none."""
+    stop: int
+    """Where the turn ends."""
 
 
 class Template:
@@ -46,6 +53,7 @@ class Template:
     Attributes:
         name: what `data.prompt` calls it.
         ending_ids: tokens that end an answer: the tokenizer's end of sequence, and what the template writes after one.
+        remark: what a user should know of the template; None: nothing.
     """
 
     name = "checkpoint"
@@ -57,12 +65,12 @@ class Template:
         backend = tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
-        added = {id: token.content for id, token in backend.get_added_tokens_decoder().items() if token.special}
-        self._special = frozenset(added) | {tokenizer.eos_token_id} - {None}
         self._image_text = str(tokenizer.convert_ids_to_tokens(image_id))
-        words = sorted({*added.values(), self._image_text, IMAGE}, key=len, reverse=True)
-        self._reserved = re.compile("|".join(map(re.escape, words)))
-        self._in_parts = True
+        special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        special |= {tokenizer.eos_token} - {None}
+        self._special = _one_of(special)
+        self._reserved = _one_of({*special, self._image_text, IMAGE})
+        self._in_parts, self._adds_end, self._leads_otherwise = True, False, False
         self.ending_ids: tuple[int, ...] = ()
 
     @classmethod
@@ -74,8 +82,8 @@ class Template:
             image_id: token in whose place a picture stands.
 
         Raises:
-            UserError: there is no template, it cannot be used for training (it writes the date, changes earlier turns
-                as later ones come, or ends no answer), or transformers cannot read the tokenizer.
+            UserError: there is no template, it cannot be used for training (it writes the date, or changes earlier
+                turns as later ones come), or transformers cannot read the tokenizer.
         """
         folder = tokenizer.source_files[0].parent
         if (text := template_text(folder)) is None:
@@ -104,20 +112,13 @@ class Template:
         Raises:
             UserError: the template does not take these turns, or leaves out or changes something of them.
         """
-        messages = self._messages(turns)
-        text, marked = self._rendered_with_marks(messages)
-        self._check_complete(turns, text)
-        answers = list(self._answers(turns, messages, text, marked))
+        text, answers = self._written(turns)
         text, moved = self._with_layouts(text, layouts)
         ids, starts, stops = self._tokens(text)
         supervised = np.zeros(len(ids), bool)
-        for answer in answers:
-            start, said, end = (int(moved(place)) for place in answer)
-            ends = (starts >= said) & (starts < end) & np.isin(ids, list(self._special))
-            if not ends.any():
-                raise self._refused(f"ends no answer with a token of its own ('{shortened(text[start:end])}')")
+        for start, ended in answers:
             # A token that a space of the prompt and the answer's first letters share is taught.
-            supervised[(stops > start) & (np.arange(len(ids)) <= np.argmax(ends))] = True
+            supervised |= (stops > moved(start)) & (starts < moved(ended))
         return self._expanded(ids, supervised, layouts)
 
     def encode_prompt(self, turns: Sequence[Said], layouts: Sequence[PictureLayout]) -> Int[np.ndarray, " T"]:
@@ -126,11 +127,43 @@ class Template:
         Raises:
             UserError: as `encode`.
         """
-        text = self._rendered(self._messages(turns), generation=True)
-        self._check_complete(turns, text)
+        text, _ = self._written(turns, generation=True)
         text, _ = self._with_layouts(text, layouts)
         ids = self._tokens(text)[0]
         return self._expanded(ids, np.zeros(len(ids), bool), layouts)[0]
+
+    @property
+    def remark(self) -> str | None:
+        found = []
+        if self._adds_end:
+            found.append(
+                f"writes no token where an answer ends, so {self._tokenizer.eos_token} takes the place of what it "
+                "writes after one"
+            )
+        if self._leads_otherwise:
+            found.append("has other white space before an answer than where it asks for one; that of asking is taken")
+        return f"the chat template of {self._folder} {', and '.join(found)}" if found else None
+
+    def _written(self, turns: Sequence[Said], *, generation: bool = False) -> tuple[str, list[tuple[int, int]]]:
+        """Returns the text of a conversation, and where each answer starts and its end has ended.
+
+        Each answer stands as it is asked for and is ended by a token, also where the template does otherwise.
+        """
+        messages = self._messages(turns)
+        text, marked = self._render(messages, generation, marks=self._marked)
+        self._check_complete(turns, text)
+        whole, done, found = "", 0, []
+        for answer in self._answers(turns, messages, text, marked):
+            whole += text[done : answer.lead] + answer.asked
+            start = len(whole)
+            if self._adds_end:
+                whole, done = whole + text[answer.start : answer.said] + self._tokenizer.eos_token, answer.stop
+            elif answer.ended is None:
+                raise self._refused(f"ends no answer with a token ('{shortened(text[answer.start : answer.stop])}')")
+            else:
+                whole, done = whole + text[answer.start : answer.ended], answer.ended
+            found.append((start, len(whole)))
+        return whole + text[done:], found
 
     def _messages(self, turns: Sequence[Said]) -> list[dict[str, Any]]:
         return [{"role": role, "content": self._content(role, text)} for role, text in turns]
@@ -162,9 +195,6 @@ class Template:
 
     def _rendered(self, messages: Sequence[dict[str, Any]], *, generation: bool = False) -> str:
         return self._render(messages, generation, marks=False)[0]
-
-    def _rendered_with_marks(self, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-        return self._render(messages, generation=False, marks=self._marked)
 
     def _render(
         self, messages: Sequence[dict[str, Any]], generation: bool, marks: bool
@@ -201,23 +231,39 @@ class Template:
         if self._marked and len(marked) != len(answers):
             raise self._refused(f"marks {len(marked)} answers of {len(answers)} as generated")
         for number, i in enumerate(answers):
+            before = self._rendered(messages[:i], generation=True)
             if self._marked:
-                (start, stop), rest = marked[number], [begin for begin, _ in marked[number + 1 :]]
-                # What ends the turn may stand behind the mark.
-                end = min([*rest, len(text)])
+                start, stop = marked[number]
             else:
-                before = self._rendered(messages[:i], generation=True)
-                after = self._rendered(messages[: i + 1])
-                if not (text.startswith(after) and after.startswith(before)):
+                start, stop = len(before), len(after := self._rendered(messages[: i + 1]))
+                if not (text.startswith(after) and text.startswith(before.rstrip())):
                     raise self._refused("writes earlier turns otherwise when later ones follow")
-                start, stop = len(before), len(after)
-                end = stop
             words = turns[i][1].strip()
-            if (said := text.find(words, start, stop)) < 0:
+            if (place := text.find(words, start - (len(before) - len(before.rstrip())), stop)) < 0:
                 raise self._refused("leaves out or changes words of an answer")
-            yield _Answer(start, said + len(words), end)
+            lead, asked, start = self._lead(text, before, start, place)
+            said = place + len(words)
+            end = self._special.search(text, said)
+            ended = end.end() if end is not None and end.start() <= self._room(text, stop) else None
+            yield _Answer(lead, asked, start, said, ended, stop)
 
-    def _with_layouts(self, text: str, layouts: Sequence[PictureLayout]) -> tuple[str, Any]:
+    def _lead(self, text: str, before: str, start: int, place: int) -> tuple[int, str, int]:
+        """Returns `lead`, `asked` and `start` of the answer whose words stand at `place`, asked for by `before`."""
+        if text.startswith(before):
+            # Who is asked up to there answers with the space.
+            start = len(before) if text[len(before) : start].isspace() else start
+            return start, "", start
+        if text[:place].rstrip() == before.rstrip():
+            return len(before.rstrip()), before[len(before.rstrip()) :], place
+        if self._marked:
+            return start, "", start
+        raise self._refused("writes other words before an answer than where it asks for one")
+
+    def _room(self, text: str, stop: int) -> int:
+        """Returns the last place where the token that ends an answer may begin; it may stand right behind a mark."""
+        return stop + len(text[stop:]) - len(text[stop:].lstrip()) if self._marked else stop - 1
+
+    def _with_layouts(self, text: str, layouts: Sequence[PictureLayout]) -> tuple[str, Callable[[int], int]]:
         """Returns the text with each picture's own words, and a function from places in the old text to the new."""
         parts = text.split(self._image_text)
         if len(parts) - 1 != len(layouts):
@@ -226,7 +272,7 @@ class Template:
         marks = np.cumsum(lengths) + np.arange(len(lengths)) * len(self._image_text)
         grown = np.cumsum([0, *(len(one.text) - len(self._image_text) for one in layouts)])
         whole = parts[0] + "".join(one.text + part for one, part in zip(layouts, parts[1:], strict=True))
-        return whole, lambda place: place + grown[np.searchsorted(marks, place)]
+        return whole, lambda place: place + int(grown[np.searchsorted(marks, place)])
 
     def _tokens(self, text: str) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
         """Returns ids, and where each token starts and stops in the text.
@@ -265,10 +311,18 @@ class Template:
         single = PictureLayout(1, self._image_text, (1,), np.zeros((1, 1), np.int32))
         with_picture = ((_PROBE[0][0], f"{IMAGE}\n{_PROBE[0][1]}"), *_PROBE[1:])
         self._in_parts = self._takes_parts(with_picture)
+        messages = self._messages(_PROBE)
+        text, marked = self._render(messages, generation=False, marks=self._marked)
+        self._check_complete(_PROBE, text)
+        answers = list(self._answers(_PROBE, messages, text, marked))
+        endless = [answer.ended is None for answer in answers]
+        if any(endless) and not all(endless):
+            raise self._refused("ends some answers with a token and not others")
+        self._adds_end = all(endless) and self._tokenizer.eos_token is not None
+        self._leads_otherwise = any(answer.lead < answer.start for answer in answers)
         tokens, supervised = self.encode(_PROBE, [])
         self.encode(with_picture, [single])
-        ends = tokens[:-1][(supervised[:-1] == 1) & (supervised[1:] == 0)].tolist()
-        ends += tokens[-1:].tolist() if supervised[-1] else []
+        ends = tokens[(supervised == 1) & (np.append(supervised[1:], 0) == 0)].tolist()
         own = self._tokenizer.eos_token_id
         self.ending_ids = tuple(dict.fromkeys([*([] if own is None else [own]), *ends]))
 
@@ -284,6 +338,11 @@ class Template:
         return UserError(
             f"the chat template of {self._folder} {what}; mend template or record, or name a preset in data.prompt"
         )
+
+
+def _one_of(words: set[str]) -> re.Pattern[str]:
+    """Returns what finds one of `words`, of those that begin alike the longest."""
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
 
 
 def answer_ends(prompt: PromptPreset | Template, tokenizer: Tokenizer, named: Sequence[int]) -> tuple[int, ...]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
 from mole_jax.config import DecodingConfig
 from mole_jax.config_check import check_decoding
-from mole_jax.data.conversation import Turn
+from mole_jax.data.conversation import Role, Turn
 from mole_jax.errors import UserError, nearest
 from mole_jax.prompts import IMAGE
 
@@ -28,18 +28,18 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Turn], lis
     """Returns the turns, with an ``<image>`` where a part is one, and the images in their order.
 
     Args:
-        messages: ``{"role": "user" or "assistant", "content": [{"type": "text", "text": …} or {"type": "image", "url":
-            a PIL image or a path}]}``. An ``<image>`` in a text goes: the image itself is a part.
+        messages: ``{"role": "system", "user" or "assistant", "content": [{"type": "text", "text": …} or {"type":
+            "image", "url": a PIL image or a path}]}``. An ``<image>`` in a text goes: the image itself is a part.
 
     Raises:
-        UserError: a system message, for which the prompt presets have no place, or a part that is not text or image.
+        UserError: a message of another role, or a part that is not text or image.
     """
     turns: list[Turn] = []
     images: list[str | bytes] = []
     for message in messages:
         role, words = message["role"], ""
-        if role not in ("user", "assistant"):
-            raise UserError(f"lmms-eval: a message of role {role}, which the prompt presets have no place for")
+        if role not in get_args(Role):
+            raise UserError(f"lmms-eval: a message of role {role}, which prompts have no place for")
         for part in message["content"]:
             if part["type"] == "text":
                 words += part["text"].replace(IMAGE, "")

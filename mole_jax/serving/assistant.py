@@ -66,7 +66,8 @@ class Processor:
         images = pictures(images, "images")
         turns = [Turn("user", question)] if isinstance(question, str) else list(question)
         if images and not any(IMAGE in turn.text for turn in turns):
-            turns[0] = Turn("user", f"{IMAGE}\n" * len(images) + turns[0].text)
+            first = next((i for i, turn in enumerate(turns) if turn.role == "user"), 0)
+            turns[first] = Turn("user", f"{IMAGE}\n" * len(images) + turns[first].text)
         image, found = self.layout.image, [_located(one, root) for one in images]
         rest: dict[str, Any] = {"pictures": len(images), "max_pixels": MAX_PIXELS}
         sizes = [image_size(*one, image, **rest) for one in found]

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from mole_jax.config import DataConfig
+from mole_jax.data.conversation import Example, Turn, encode
 from mole_jax.data.prompt import with_prompt
 from mole_jax.data.template import Template
 from mole_jax.data.tiling.pictures import layouts
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 from mole_jax.prompts import PROMPTS, chat_template
 from mole_jax.tokenizer import Tokenizer
 from tests.data.families import CASES, SPECS, Golden
@@ -46,6 +48,28 @@ LLAVA_15 = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 """As llava-hf/llava-1.5-7b-hf has it in chat_template.json: it writes nothing where an answer ends."""
+
+
+LLAVA_16_MISTRAL = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<<SYS>>\n' + message['content'][0]['text'] + "
+    "'\n<</SYS>>\n\n' }}{% elif message['role'] == 'user' %}{{ '[INST] ' }}{% for content in message['content'] | "
+    "selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}{% for content in message['content'] | "
+    "selectattr('type', 'equalto', 'text') %}{{ content['text'] }}{% endfor %}{{' [/INST]' }}{% elif message['role'] "
+    "== 'assistant' %}{{ ' ' + message['content'][0]['text'] + '<\\\\s> '}}{% else %}{{ raise_exception('Only user and "
+    "assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+"""As llava-hf/llava-v1.6-mistral-7b-hf has it."""
+
+
+ONEVISION = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}{% for content in message['content'] | "
+    "selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As llava-hf/llava-onevision-qwen2-0.5b-ov-hf has it: it asks with "assistant", and writes "assistant " in a turn."""
 
 
 @pytest.fixture(params=SPECS)
@@ -191,6 +215,51 @@ def test_a_template_of_plain_texts_gets_plain_texts(folder):
     assert mask.sum() == len(_plain(path, " That.</s>"))
 
 
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        # As the hub has them for LLaVA-1.6: Vicuna's is LLaVA-1.5's, Mistral's ends answers with misspelt words.
+        (LLAVA_15, "USER: <image>\nWhat? ASSISTANT: A dog.</s>USER: Why? ASSISTANT: So.</s>"),
+        (LLAVA_16_MISTRAL, "[INST] <image>\nWhat? [/INST] A dog.</s>[INST] Why? [/INST] So.</s>"),
+    ],
+    ids=["vicuna", "mistral"],
+)
+def test_an_answer_that_the_template_does_not_end_is_ended_as_llava_was_trained(folder, text, whole):
+    path = folder(text, eos_token="</s>")
+    template = load(path)
+    turns = [("user", "<image>\nWhat?"), ("assistant", "A dog."), ("user", "Why?"), ("assistant", "So.")]
+    found = layouts(SPECS["llava_qwen2"], [(5, 5)], "<image>")
+    ids, mask = template.encode(turns, found)
+    assert ids.tolist() == _plain(path, whole.replace("<image>", "<image>" * 16))
+    assert template.ending_ids == (2,)
+    assert ids[mask == 1].tolist() == _plain(path, " A dog.</s>") + _plain(path, " So.</s>")
+    prompt = template.encode_prompt(turns[:-1], found)
+    assert ids[: len(prompt)].tolist() == prompt.tolist()
+    assert template.remark is not None
+    assert "</s> takes the place" in template.remark
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_an_answer_stands_as_it_is_asked_for_where_the_template_differs_by_white_space(folder, marks):
+    text = ONEVISION if marks else ONEVISION.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    path = folder(text)
+    template, found = load(path), layouts(SPECS["llava_qwen2"], [(5, 5)], "<image>")
+    turns = [("user", "<image>\nWhat?"), ("assistant", "A dog."), ("user", "Why?"), ("assistant", "So.")]
+    ids, mask = template.encode(turns, found)
+    asked = f"<|im_start|>user {'<image>' * 16}\nWhat?<|im_end|><|im_start|>assistant\n"
+    whole = f"{asked}A dog.<|im_end|><|im_start|>user \nWhy?<|im_end|><|im_start|>assistant\nSo.<|im_end|>"
+    assert ids.tolist() == _plain(path, whole)
+    assert ids[mask == 1].tolist() == _plain(path, "A dog.<|im_end|>So.<|im_end|>")
+    assert template.encode_prompt(turns[:1], found).tolist() == _plain(path, asked)
+    assert ids[: len(prompt := template.encode_prompt(turns[:-1], found))].tolist() == prompt.tolist()
+    assert template.remark is not None
+    assert "other white space before an answer" in template.remark
+
+
+def test_the_goldens_templates_have_nothing_to_remark(golden):
+    assert load(golden.folder).remark is None
+
+
 @pytest.mark.parametrize(("answer", "first"), [("3 dogs.", " 3"), ("(No dog.)", "(")])
 def test_a_space_that_ends_the_prompt_is_taught_only_as_part_of_the_answers_first_token(folder, answer, first):
     turn = "{% if add_generation_prompt %}<|im_start|>assistant"
@@ -229,13 +298,12 @@ def test_the_tokenizers_bos_stands_once(folder, reference):
             "changes wo",
         ),
         (CHATML.replace("<|im_end|>\n{% endfor %}", "{{ '<|im_end|>' if loop.last }}\n{% endfor %}"), "otherwise when"),
-        (CHATML.replace("<|im_end|>", ""), "ends no answer with a token of its own"),
+        (CHATML.replace("<|im_end|>", "{{ '<|im_end|>' if m != messages[1] }}"), "ends some answers with a token"),
         (CHATML.replace("<image>", ""), "writes 0 <image> for 1 pictures"),
         (CHATML + "{{ raise_exception('no such\n model') }}", "fails (no such)"),
         ("{% for m in messages %", "fails ("),
-        (LLAVA_15, "ends no answer"),
     ],
-    ids=["date", "drops", "changes", "prefix", "endless", "pictureless", "raises", "broken", "llava15"],
+    ids=["date", "drops", "changes", "prefix", "endless", "pictureless", "raises", "broken"],
 )
 def test_a_template_that_cannot_be_trained_on_is_refused_by_its_name(folder, text, told):
     path = folder(text)
@@ -278,6 +346,30 @@ def test_added_tokens_beside_a_sentencepiece_model_count(tokenizer_file, tmp_pat
     assert ids.tolist().count(341) == 2
     assert ids[np.flatnonzero(mask)[-1]] == 341
     assert set(template.ending_ids) == {2, 341}
+
+
+@pytest.mark.parametrize("name", ["v1", "no_system"])
+def test_a_preset_read_as_a_template_makes_the_ids_and_the_mask_of_the_preset(tokenizer_file, tmp_path, name):
+    """Our own fast path against transformers' tokenizer and the preset's Jinja form."""
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.model")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
+    added = {"340": {"content": "<image>", "special": True}}
+    settings = {**names, "added_tokens_decoder": added, "add_bos_token": True, "legacy": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "chat_template.jinja").write_text(chat_template(PROMPTS[name]))
+    own, image = Tokenizer.load(tmp_path), ImageSpec(8, 3, 340)
+    template = Template.load(own, 340)
+    turns = [
+        ("user", "What is it?\n<image>"),
+        ("assistant", "A dog on the grass."),
+        ("user", "And?"),
+        ("assistant", "Yes."),
+    ]
+    example = Example("a", "d", tuple(Turn(role, text) for role, text in turns), ("x",))
+    expected = encode(example, own, PROMPTS[name], image)
+    ids, mask = template.encode(turns, expected.layouts)
+    assert ids.tolist() == expected.tokens.tolist()
+    assert mask.tolist() == expected.loss_mask.tolist()
 
 
 def test_a_template_can_be_pickled_and_used_by_threads(reference):

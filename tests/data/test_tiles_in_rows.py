@@ -22,7 +22,7 @@ from mole_jax.image_spec import NEWLINE, Single
 from mole_jax.tokenizer import Tokenizer
 from tests.data.domains_on_disk import same, write
 from tests.data.families import CASES, SPECS, Golden
-from tests.data.test_template import turns_of
+from tests.data.test_template import LLAVA_15, turns_of
 
 CUT = [name for name in SPECS if not isinstance(SPECS[name].tiling, Single)]
 SIDES = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -221,6 +221,18 @@ def test_a_system_turn_stands_in_the_row(reference, tmp_path):
     )
     with pytest.raises(UserError, match="the prompt preset v1 has no place for a system turn; take it out"):
         preset.load(0, 0)
+
+
+def test_an_end_that_the_template_does_not_write_is_told(reference, tmp_path):
+    golden = Golden(reference("families/llava_next_vicuna"))
+    shutil.copytree(golden.folder, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text(LLAVA_15)
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    path = write(tmp_path, "d", [{"id": "a", "conversations": turns}])
+    data = DataConfig(domains=(DomainConfig("d", path),), sequence_length=100)
+    loader = check.open_loader(data, Tokenizer.load(tmp_path / "base"), golden.spec)
+    assert "base writes no token where an answer ends, so </s> takes the place" in str(check.inspect(data, loader))
+    assert check.show(loader.load(0, 0), loader).endswith("\nUSER: What? ASSISTANT:⟦ That.</s>⟧")
 
 
 def test_a_picture_too_thin_to_be_cut_is_a_bad_image(reference, tmp_path):

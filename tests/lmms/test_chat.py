@@ -26,12 +26,14 @@ def test_parts_become_turns_and_images():
     picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
     turns, images = conversation(
         [
+            said("system", text("Be brief.")),
             said("user", {"type": "image", "url": picture}, text("What is it?")),
             said("assistant", text("A gradient.")),
             said("user", text("And this: "), {"type": "image", "url": "b.png"}, text("or <image>that?")),
         ]
     )
     assert turns == [
+        Turn("system", "Be brief."),
         Turn("user", "<image>\nWhat is it?"),
         Turn("assistant", "A gradient."),
         Turn("user", "And this: <image>\nor that?"),
@@ -44,7 +46,7 @@ def test_parts_become_turns_and_images():
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
-        (said("system", text("Be brief.")), "a message of role system"),
+        (said("tool", text("Be brief.")), "a message of role tool"),
         (said("user", {"type": "video", "url": "a.mp4"}), "a part of type video"),
     ],
 )
