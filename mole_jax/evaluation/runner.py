@@ -148,6 +148,7 @@ class Evaluator:
             dtype=jnp.dtype(self.config.model.compute_dtype),
             decoding=ending(task.decoding, asked.prompt),
             tokenizer=self.tokenizer,
+            tile_features=self.arch.image.tile_features,
         )
         weights = sampler.weights(params, frozen)
         most, room = task.decoding.max_new_tokens, self.arch.decoder.max_position
@@ -159,7 +160,7 @@ class Evaluator:
                         f"tokens and the answer may have {most}, the model has room for {room} together; shorten it or "
                         f"lower decoding.max_new_tokens of task {task.name}"
                     )
-            prompts = [Prompt(one.tokens, one.images, number) for number, one in batch]
+            prompts = [Prompt(one.tokens, one.images, one.sources, one.weights, number) for number, one in batch]
             answers.add([one.id for _, one in batch], sampler.answers(weights, {}, prompts))
 
     def score(self, task: TaskConfig, asked: Questions, texts: Sequence[str]) -> tuple[list[float], dict[str, Any]]:

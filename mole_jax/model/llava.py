@@ -104,6 +104,7 @@ class Llava(nnx.Module):
         *,
         sources: Int[Array, "B S K"] | None = None,
         weights: Float[Array, "B S K"] | None = None,
+        every_slot: bool = False,
     ) -> Float[Array, "B S D"]:
         """Embeds the tokens and puts the features of each row's tiles into the row's image positions.
 
@@ -119,12 +120,13 @@ class Llava(nnx.Module):
             sources: which K features of its row each image position takes, slot after slot (`arch.image_span` each),
                 or `NEWLINE`. None: one after the other.
             weights: their shares. None: 1.
+            every_slot: the tower runs on all slots or none, for rows whose slots are nearly all in use.
         """
         x = self.decoder.embed(tokens, dtype)
         if images.shape[1] == 0:
             return x
         is_image = tokens == self.arch.image_token_id
-        features = self._features(images, is_image, sources, dtype, remat, kernel)
+        features = self._features(images, is_image, sources, dtype, remat, kernel, every_slot)
         if sources is None:
             source = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
             seen = jnp.take_along_axis(features, source[..., None], axis=1)
@@ -140,6 +142,7 @@ class Llava(nnx.Module):
         dtype: jnp.dtype,
         remat: Remat,
         kernel: AttentionKernel,
+        every_slot: bool,
     ) -> Float[Array, "B M*P D"]:
         """Returns the features of each row's tiles; those of slots that are not computed are zero."""
         rows, slots = images.shape[:2]
@@ -156,7 +159,7 @@ class Llava(nnx.Module):
         def no_slot(images: Array) -> Array:
             return jnp.zeros((rows, slots * span, width), dtype)
 
-        if slots == 1 or isinstance(self.arch.tiling, Single):
+        if every_slot or slots == 1 or isinstance(self.arch.tiling, Single):
             return jax.lax.cond(is_image.any(), all_slots, no_slot, images)
         if sources is None:
             used = -(-is_image.sum(axis=1).max() // span)

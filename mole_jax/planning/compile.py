@@ -16,6 +16,7 @@ import numpy as np
 
 from mole_jax import compat
 from mole_jax.config import Config
+from mole_jax.data.tiling.pictures import row_taps
 from mole_jax.errors import UserError
 from mole_jax.files import absolute, read_json, write_json
 from mole_jax.model.architecture import PRESETS, LlavaArchitecture
@@ -128,6 +129,9 @@ def abstract_step(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Me
     batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=place) for name in fields}
     images = (rows, config.data.tiles_per_row, side, side, 3)
     batch["images"] = jax.ShapeDtypeStruct(images, np.uint8, sharding=place)
+    if (taps := row_taps(arch.image)) is not None:
+        for name, kind in (("sources", np.int32), ("weights", np.float32)):
+            batch[name] = jax.ShapeDtypeStruct((*shape, taps), kind, sharding=place)
     return Step(spec=spec, mesh=mesh, train_step=train_step, state=state, frozen=frozen, batch=batch)
 
 

@@ -17,6 +17,7 @@ from mole_jax.data.conversation import Turn, encode_prompt
 from mole_jax.data.image import image_size, load_tiles
 from mole_jax.data.load import Layout
 from mole_jax.data.template import answer_ends
+from mole_jax.data.tiling.pictures import places, row_taps
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
@@ -74,7 +75,10 @@ class Processor:
         layouts = self.layout.layouts(sizes)
         tokens = encode_prompt(turns, self.tokenizer, self.layout.prompt, image, layouts)
         tiles = [load_tiles(*one, image, **rest) for one in found]
-        return Prompt(tokens, np.concatenate(tiles) if tiles else np.zeros((0, image.size, image.size, 3), np.uint8))
+        joined = np.concatenate(tiles) if tiles else np.zeros((0, image.size, image.size, 3), np.uint8)
+        if row_taps(image) is None:
+            return Prompt(tokens, joined)
+        return Prompt(tokens, joined, *places(image, tokens == image.token_id, layouts))
 
 
 def _located(picture: Picture, root: str | Path | None) -> tuple[str | bytes, str | Path | None]:
@@ -107,6 +111,7 @@ class Assistant:
             dtype=embedding.dtype,
             decoding=ending(decoding, processor.layout.prompt),
             tokenizer=processor.tokenizer,
+            tile_features=processor.arch.image.tile_features,
         )
         return cls(processor, nnx.to_pure_dict(state), sampler)
 

@@ -75,7 +75,12 @@ def _prefill(
     tokens, lengths, images = prompts["tokens"], prompts["lengths"], prompts["images"]
     rows, width = tokens.shape
     # The images of all rows come in one list without gaps, so the rows are read as one for putting them in.
-    x = model.embed(tokens.reshape(1, -1), images[None], dtype).reshape(rows, width, -1)
+    sources, shares = (
+        prompts[name].reshape(1, rows * width, -1) if name in prompts else None for name in ("sources", "weights")
+    )
+    x = model.embed(
+        tokens.reshape(1, -1), images[None], dtype, sources=sources, weights=shares, every_slot=True
+    ).reshape(rows, width, -1)
     cache = model.decoder.empty_cache(rows, width + capacity, dtype)
     piece = max(1, PREFILL_TOKENS * batch_shards(jax.sharding.get_abstract_mesh()) // rows)
     hidden, cache = model.decoder.cached(x, cache, lengths, piece=piece)

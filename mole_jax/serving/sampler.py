@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from mole_jax.config import DecodingConfig
 from mole_jax.data.template import Template
+from mole_jax.data.tiling.pictures import moved
 from mole_jax.model.quantised import Quantised
 from mole_jax.parallel.mesh import batch_shards
 from mole_jax.parallel.sharding import batch_sharding, replicated
@@ -30,13 +31,16 @@ CHUNK = 16
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A tokenised question: image positions are in `tokens`, `images` are squares in their order.
+    """A tokenised question: image positions are in `tokens`, `images` are tiles in their order.
 
     8-bit RGB images are normalised on the device; floating ones are taken as normalised.
     """
 
     tokens: Int[np.ndarray, " T"]
     images: UInt8[np.ndarray, "N H W 3"] | Float[np.ndarray, "N H W 3"]
+    sources: Int[np.ndarray, "T K"] | None = None
+    weights: Float[np.ndarray, "T K"] | None = None
+    """Which features of its tiles each position takes, as in `mole_jax.data.batch.Batch`. None: one after the other."""
     number: int | None = None
     """Tells the prompt's random draws from others of the same seed. None: its place in the list."""
 
@@ -59,6 +63,8 @@ class Sampler:
     decoding: DecodingConfig
     tokenizer: Tokenizer | None = None
     """None: tokens only; there are no stop texts."""
+    tile_features: int = 0
+    """Vectors that the model makes of one tile; for prompts with `sources`."""
 
     def __call__(self, params: Tree, frozen: Tree, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Returns the new tokens of each prompt without the token that ended it.
@@ -116,7 +122,7 @@ class Sampler:
         """Decodes the prompts from `start` on, one for each of `answers`, and yields the new text of each."""
         batch = prompts[start : start + len(answers)]
         numbers = [start + row if one.number is None else one.number for row, one in enumerate(batch)]
-        arrays = pad(batch, batch_shards(self.mesh))
+        arrays = pad(batch, batch_shards(self.mesh), self.tile_features)
         rows = len(arrays["lengths"])
         idle = rows - len(batch)
         # A row without a prompt ends with its first token.
@@ -164,12 +170,13 @@ def bucket(size: int) -> int:
     return power * 3 // 4 if power > 16 and size <= power * 3 // 4 else power
 
 
-def pad(prompts: Sequence[Prompt], shards: int) -> dict[str, np.ndarray]:
+def pad(prompts: Sequence[Prompt], shards: int, tile_features: int = 0) -> dict[str, np.ndarray]:
     """Returns prompts as arrays of bucketed shapes, whose rows and images divide over `shards`.
 
     Returns:
         tokens (B, T), lengths (B,) and images (N, H, W, 3): those of all prompts, one after the other. B and N are
-        `shards` times a power of two, N may be 0.
+        `shards` times a power of two, N may be 0. If prompts have them, also sources and weights (B, T, K) among the
+        features of all N, `tile_features` of each.
     """
     width = bucket(max(len(prompt.tokens) for prompt in prompts))
     rows = _power_of_two(len(prompts), shards)
@@ -182,7 +189,22 @@ def pad(prompts: Sequence[Prompt], shards: int) -> dict[str, np.ndarray]:
     given = np.concatenate([prompt.images for prompt in prompts])
     images = np.zeros((_power_of_two(len(given), shards), *given.shape[1:]), given.dtype)
     images[: len(given)] = given
-    return {"tokens": tokens, "lengths": lengths, "images": images}
+    return {"tokens": tokens, "lengths": lengths, "images": images, **_places(prompts, tokens.shape, tile_features)}
+
+
+def _places(prompts: Sequence[Prompt], shape: tuple[int, ...], tile_features: int) -> dict[str, np.ndarray]:
+    """Returns the places of all prompts among all images; nothing where images go in order."""
+    taps = next((one.sources.shape[-1] for one in prompts if one.sources is not None), None)
+    if taps is None:
+        return {}
+    sources, weights, before = np.zeros((*shape, taps), np.int32), np.zeros((*shape, taps), np.float32), 0
+    for row, one in enumerate(prompts):
+        assert one.sources is not None, "all prompts of a model have places, or none has"
+        assert one.weights is not None, "places come with their shares"
+        sources[row, : len(one.tokens)] = moved(one.sources, one.weights, before * tile_features)
+        weights[row, : len(one.tokens)] = one.weights
+        before += len(one.images)
+    return {"sources": sources, "weights": weights}
 
 
 def _power_of_two(count: int, shards: int) -> int:

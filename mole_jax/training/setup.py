@@ -14,7 +14,7 @@ from etils import epath
 
 from mole_jax import config_json
 from mole_jax.config import Config
-from mole_jax.data.load import check_room, settled
+from mole_jax.data.load import check_room, settled, taken
 from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
 from mole_jax.files import made, read_json, write_json
@@ -102,6 +102,8 @@ def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = 
     arch = source.architecture
     check_image_token(tokenizer, arch.image_token_id)
     config = dataclasses.replace(config, data=settled(config.data, tokenizer, arch.image))
+    # Whoever opens the run cuts pictures as it was trained on them.
+    arch = dataclasses.replace(arch, tiling=taken(config.data, arch.image).tiling)
     check_room(config.data, arch.image, positions=arch.decoder.max_position)
     given = inputs.look(config, tokenizer)
     unchecked.append(hosts.first("inputs", lambda: inputs.check(workdir, given)))

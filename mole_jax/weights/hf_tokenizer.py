@@ -97,7 +97,9 @@ class HfTokenizer:
         folder, own = epath.Path(folder), self.tokenizer
         own.save(str(folder))
         config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else {}
-        theirs = _template(folder, config) if prompt is None else None
+        preset = PROMPTS.get(prompt or "")
+        theirs = None if preset else _template(folder, config)
+        preset = preset or PROMPTS["v1"]
         model, where = folder / MODEL_FILE, folder / JSON_FILE
         adds = {name: config[name] for name in ("add_bos_token", "add_eos_token") if name in config}
         bos = None if own.bos_id is None else own.token(own.bos_id)
@@ -110,7 +112,7 @@ class HfTokenizer:
             _add(content, (self.image, self.pad))
         if theirs is None:
             # As the weights were trained. Not in the template: a text made by it, tokenized later, would have two.
-            first = bos if PROMPTS[prompt or "v1"].bos else None
+            first = bos if preset.bos else None
             adds = {"add_bos_token": first is not None, "add_eos_token": False}
             content["post_processor"] = _first(first, own.bos_id) if first else None
             _prefix_always(content.get("pre_tokenizer"))
@@ -118,7 +120,7 @@ class HfTokenizer:
         self._check(content, where=str(where))
         write_json(where, content, indent=2)
         write_json(folder / CONFIG_FILE, self._config(content, config) | adds, indent=2)
-        ours = chat_template(PROMPTS[prompt or "v1"], image=self.image.text)
+        ours = chat_template(preset, image=self.image.text)
         write_text(folder / TEMPLATE_FILE, theirs or ours)
         for name in (SPECIAL_FILE, ADDED_FILE, OLD_TEMPLATE_FILE):
             (folder / name).unlink(missing_ok=True)  # tokenizer_config.json says what they say
