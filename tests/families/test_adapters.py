@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mole_jax.config import VISION_TARGETS, AdapterConfig
+from mole_jax.config import VISION_TARGETS, AdapterConfig, MeshConfig
 from mole_jax.errors import UserError
 from mole_jax.parameters import flatten, unflatten
 from mole_jax.weights.convert import convert
@@ -48,6 +48,27 @@ def test_lora_on_the_tower_begins_at_nothing_and_one_step_moves_it(name):
 
     for path, one in gradient(tower).items():
         assert (np.abs(one).max(axis=(1, 2)) > 0).all(), path
+
+
+def test_eight_devices_are_one_with_adapters_everywhere_and_slots_left_over():
+    golden = plain_of("internvl").golden
+    spec = golden.spec(AdapterConfig(kind="mole", rank=2, alpha=4.0, experts=4, vision_targets=VISION_TARGETS))
+    cases = [golden.cases[case] for case in ("wide", "tall", "text", "wide")]
+    found = []
+    for size in (MeshConfig(data=1), MeshConfig(data=1, fsdp=2, expert=2, tensor=2)):
+        mesh, leaves = golden.place(spec, size)
+        noise = jax.random.key(3)
+        moved = {
+            path: jax.device_put(leaf + 0.1 * jax.random.normal(noise, leaf.shape), leaf.sharding)
+            for path, leaf in flatten(leaves).items()
+            if path.endswith("/adapter/b")
+        }
+        with jax.set_mesh(mesh):
+            run = forward(spec.graph)(unflatten(flatten(leaves) | moved), *batch_of(cases))
+        found.append([np.asarray(one) for one in run])
+    for one, eight in zip(*found, strict=True):
+        for row, case in enumerate(cases):
+            np.testing.assert_allclose(eight[row, : case.length], one[row, : case.length], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
