@@ -7,11 +7,13 @@ with `dataclasses.replace` in a file or with ``--section.field value`` on the co
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from typing import Literal
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
+VISION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 
 Group = Literal["adapters", "router", "projector", "vision", "decoder"]
 GROUPS: tuple[Group, ...] = typing.get_args(Group)
@@ -84,7 +86,10 @@ class AdapterConfig:
     rank: int = 32
     """Rank r of every LoRA and expert."""
     alpha: float = 64.0
-    """LoRA scale numerator: the delta is (alpha / rank) B A x."""
+    """LoRA scale numerator (`scale`)."""
+    scale: Literal["standard", "rslora"] = "standard"
+    """standard: the delta is (alpha / rank) B A x. rslora: (alpha / sqrt(rank)) B A x, PEFT's use_rslora, with which
+    higher ranks do not learn slower (arXiv 2312.03732)."""
     dropout: float = 0.05
     """Probability that an input of a LoRA is zeroed in training."""
     targets: tuple[str, ...] = ATTENTION_TARGETS + MLP_TARGETS
@@ -113,6 +118,13 @@ class AdapterConfig:
     """masked: all experts on every token, then zeroed. grouped: tokens sorted by expert. Same values, other speed."""
     expert_sharding: Literal["auto", Movement] = "auto"
     """Over mesh.expert move the experts to the tokens (gather) or the tokens to the experts; auto: the fewer bytes."""
+    vision_targets: tuple[str, ...] = ()
+    """Projections of the vision tower that carry a plain LoRA of the same rank, without dropout."""
+
+    @property
+    def factor(self) -> float:
+        """What the product B A x is multiplied by."""
+        return self.alpha / (self.rank if self.scale == "standard" else math.sqrt(self.rank))
 
 
 @dataclasses.dataclass(frozen=True)

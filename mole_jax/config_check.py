@@ -10,6 +10,7 @@ from mole_jax.config import (
     ATTENTION_TARGETS,
     GROUPS,
     MLP_TARGETS,
+    VISION_TARGETS,
     AdapterConfig,
     Config,
     DecodingConfig,
@@ -77,6 +78,11 @@ def _model(config: Config) -> Rows:
 def _adapter(config: Config) -> Rows:
     adapter = config.adapter
     yield from _some_of("adapter.targets", adapter.targets, ATTENTION_TARGETS + MLP_TARGETS)
+    yield from _some_of("adapter.vision_targets", adapter.vision_targets, VISION_TARGETS)
+    yield (
+        not adapter.vision_targets or adapter.kind != "none",
+        "adapter.kind is none but adapter.vision_targets names projections; take them out or choose lora or mole",
+    )
     yield from _at_least_1("adapter", adapter, "rank")
     yield 0 <= adapter.dropout < 1, f"adapter.dropout is {adapter.dropout}, it must be in [0, 1)"
     if adapter.kind == "mole":

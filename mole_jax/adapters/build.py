@@ -17,7 +17,7 @@ KINDS: Mapping[str, Kind] = {"none": Kind(lambda *_: None), "lora": lora.KIND, "
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Makes the adapters of a decoder."""
+    """Makes the adapters of a decoder, and those of its vision tower."""
 
     config: AdapterConfig
 
@@ -31,3 +31,9 @@ class Adapters:
         if projection.name not in self.config.targets:
             return None
         return KINDS[self.config.kind].make(self.config, declare, projection)
+
+    def vision_projection(self, declare: Declare, projection: Projection) -> lora.LoRA | None:
+        """Makes the plain LoRA of one projection of the vision tower; None where the settings give it none."""
+        if projection.name not in self.config.vision_targets:
+            return None
+        return lora.make(self.config, declare, projection)

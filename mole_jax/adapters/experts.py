@@ -118,7 +118,7 @@ def make(config: AdapterConfig, declare: Declare, projection: Projection) -> LoR
         projection,
         experts=config.experts,
         rank=config.rank,
-        scale=config.alpha / config.rank,
+        scale=config.factor,
         gradient=config.router_gradient,
         movement=config.expert_sharding,
         shared_rank=config.shared_rank,

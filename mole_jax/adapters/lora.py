@@ -43,8 +43,8 @@ class LoRA(nnx.Module):
 
 
 def make(config: AdapterConfig, declare: Declare, projection: Projection) -> LoRA:
-    """Makes a LoRA of the config's rank: A and B scaled by alpha / rank."""
-    return LoRA(declare, projection, rank=config.rank, scale=config.alpha / config.rank)
+    """Makes a LoRA of the config's rank: A and B scaled by its factor."""
+    return LoRA(declare, projection, rank=config.rank, scale=config.factor)
 
 
 KIND = Kind(make)

@@ -75,7 +75,7 @@ class Llava(nnx.Module):
 
     def __init__(self, arch: LlavaArchitecture, adapters: Adapters, rngs: nnx.Rngs):
         declare = Declare(DecoderParam, rngs)
-        self.vision = VisionTower(declare, arch.vision)
+        self.vision = VisionTower(declare, arch.vision, adapters)
         width = arch.decoder.width
         self.projector = Projector(declare, arch.connector, arch.vision.width, width)
         self.image_vectors = ImageVectors(declare, width) if arch.image_vectors else None

@@ -11,11 +11,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from mole_jax.adapters.build import Adapters
+from mole_jax.adapters.kind import Projection
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.config import AttentionKernel, Remat
 from mole_jax.model.architecture import VisionArchitecture
 from mole_jax.model.attention import attention
-from mole_jax.model.layers import LayerNorm, Linear, RMSNorm, rematerialised
+from mole_jax.model.layers import LayerNorm, RMSNorm, rematerialised
 from mole_jax.parallel.region import gather_layer
 from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Declare, Parameter, VisionParam, constant, normal, zeros
@@ -41,14 +43,29 @@ def _norm(declare: Declare, arch: VisionArchitecture) -> LayerNorm | RMSNorm:
     return kind(declare, arch.width, arch.norm_eps)
 
 
+class VisionLinear(nnx.Module):
+    """``x W + b``, plus the delta of a plain LoRA if there is one."""
+
+    def __init__(self, declare: Declare, adapters: Adapters, projection: Projection, *, bias: bool = True):
+        d_in, d_out = projection.d_in, projection.d_out
+        self.kernel = declare((d_in, d_out), projection.axes, normal(d_in**-0.5), decay=True)
+        self.bias = declare((d_out,), ("width",), zeros) if bias else None
+        self.adapter = adapters.vision_projection(declare, projection)
+
+    def __call__(self, x: Float[Array, "N T I"]) -> Float[Array, "N T O"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return y if self.adapter is None else y + self.adapter(x)
+
+
 class VisionLayer(nnx.Module):
     """Pre-norm attention and MLP. All parameters may have a leading layer axis."""
 
-    def __init__(self, declare: Declare, arch: VisionArchitecture):
+    def __init__(self, declare: Declare, arch: VisionArchitecture, adapters: Adapters):
         self.norm1 = _norm(declare, arch)
-        self.attention = VisionAttention(declare, arch)
+        self.attention = VisionAttention(declare, arch, adapters)
         self.norm2 = _norm(declare, arch)
-        self.mlp = VisionMlp(declare, arch.width, arch.mlp_width, arch.activation)
+        self.mlp = VisionMlp(declare, arch, adapters)
         scale = constant(LAYER_SCALE)
         self.scale1 = declare((arch.width,), ("width",), scale) if arch.layer_scale else None
         self.scale2 = declare((arch.width,), ("width",), scale) if arch.layer_scale else None
@@ -63,12 +80,13 @@ def _scaled(x: Float[Array, "N T D"], scale: Parameter | None) -> Float[Array, "
 
 
 class VisionAttention(nnx.Module):
-    def __init__(self, declare: Declare, arch: VisionArchitecture):
-        width = arch.width
-        self.q_proj = Linear(declare, width, width, ("embed", "heads"), bias=arch.qkv_bias)
-        self.k_proj = Linear(declare, width, width, ("embed", "heads"), bias=arch.qkv_bias)
-        self.v_proj = Linear(declare, width, width, ("embed", "heads"), bias=arch.qkv_bias)
-        self.o_proj = Linear(declare, width, width, ("heads", "embed"), bias=True)
+    def __init__(self, declare: Declare, arch: VisionArchitecture, adapters: Adapters):
+        width, bias = arch.width, arch.qkv_bias
+        q, k, v = (Projection(name, width, width, ("embed", "heads")) for name in ("q_proj", "k_proj", "v_proj"))
+        self.q_proj = VisionLinear(declare, adapters, q, bias=bias)
+        self.k_proj = VisionLinear(declare, adapters, k, bias=bias)
+        self.v_proj = VisionLinear(declare, adapters, v, bias=bias)
+        self.o_proj = VisionLinear(declare, adapters, Projection("o_proj", width, width, ("heads", "embed")))
         self.q_norm = RMSNorm(declare, width, QK_NORM_EPS) if arch.qk_norm else None
         self.k_norm = RMSNorm(declare, width, QK_NORM_EPS) if arch.qk_norm else None
         self.head_dim = width // arch.heads
@@ -81,10 +99,11 @@ class VisionAttention(nnx.Module):
 
 
 class VisionMlp(nnx.Module):
-    def __init__(self, declare: Declare, width: int, mlp: int, activation: str):
-        self.fc1 = Linear(declare, width, mlp, ("embed", "mlp"), bias=True)
-        self.fc2 = Linear(declare, mlp, width, ("mlp", "embed"), bias=True)
-        self.activation = activation
+    def __init__(self, declare: Declare, arch: VisionArchitecture, adapters: Adapters):
+        width, mlp = arch.width, arch.mlp_width
+        self.fc1 = VisionLinear(declare, adapters, Projection("fc1", width, mlp, ("embed", "mlp")))
+        self.fc2 = VisionLinear(declare, adapters, Projection("fc2", mlp, width, ("mlp", "embed")))
+        self.activation = arch.activation
 
     def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
         h = self.fc1(x)
@@ -106,7 +125,7 @@ def fraction_buckets(side: int) -> Int[np.ndarray, " side*side"]:
 class VisionTower(nnx.Module):
     """Patch and position embedding, L layers, and the norms before and after them that the architecture has."""
 
-    def __init__(self, declare: Declare, arch: VisionArchitecture):
+    def __init__(self, declare: Declare, arch: VisionArchitecture, adapters: Adapters):
         declare = declare.of(VisionParam)
         width, patch = arch.width, arch.patch_size
         self.class_embedding = declare((width,), ("width",), normal(width**-0.5)) if arch.class_token else None
@@ -116,7 +135,7 @@ class VisionTower(nnx.Module):
         self.patch_bias = declare((width,), ("width",), zeros) if arch.patch_bias else None
         self.position_embedding = declare((arch.tokens, width), ("patch", "embed"), normal(0.02))
         self.pre_norm = LayerNorm(declare, width, arch.norm_eps) if arch.pre_norm else None
-        self.layers = VisionLayer(declare.layers(arch.layers), arch)
+        self.layers = VisionLayer(declare.layers(arch.layers), arch, adapters)
         self.post_norm = LayerNorm(declare, width, arch.norm_eps) if arch.post_norm != "none" else None
         self.arch = arch
 

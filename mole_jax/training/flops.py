@@ -24,12 +24,13 @@ def step_flops(
     tiles = rows * config.data.tiles_per_row
     positions = {"vision": tiles * arch.vision.tokens, "projector": tiles * arch.features_per_image}
     total = 0.0
+    adapted = bool(config.adapter.vision_targets) and "adapters" in trainable
     for path, parameter in declarations.items():
         if not is_matrix(path):
             continue
         group = group_of(parameter)
-        seen = positions.get(group, tokens)
-        through = group != "vision" or "vision" in trainable
+        seen = positions.get("vision" if path.startswith("vision/") else group, tokens)
+        through = not path.startswith("vision/") or "vision" in trainable or adapted
         total += 2.0 * math.prod(parameter.shape) * seen * (1 + through + (group in trainable))
     if arch.decoder.tied_head:
         total += 4.0 * arch.decoder.vocab * arch.decoder.width * tokens
@@ -41,7 +42,7 @@ def recomputed_flops(config: Config, arch: LlavaArchitecture, declarations: Mapp
 
     With these `step_flops` is what the hardware does: HFU where `step_flops` alone gives MFU. The logits are always
     computed again, and of the decoder's layers what `model.layers.KEPT` does not name; low-rank products under "most"
-    are left out, and the frozen vision tower has no backward pass.
+    are left out, and a vision tower without LoRA has no backward pass.
     """
     tokens = config.train.batch_rows * config.data.sequence_length
     total = 2.0 * arch.decoder.vocab * arch.decoder.width * tokens
@@ -54,6 +55,12 @@ def recomputed_flops(config: Config, arch: LlavaArchitecture, declarations: Mapp
             if path.startswith("decoder/layers/") and is_matrix(path) and not any(name in path for name in kept)
         ]
         total += sum(2.0 * math.prod(parameter.shape) * tokens for parameter in layers)
+    if remat != "none" and config.adapter.vision_targets:
+        seen = config.train.batch_rows * config.data.tiles_per_row * arch.vision.tokens
+        tower = [
+            parameter for path, parameter in declarations.items() if path.startswith("vision/") and is_matrix(path)
+        ]
+        total += sum(2.0 * math.prod(parameter.shape) * seen for parameter in tower)
     if remat == "full":
         total += _attention(config, arch)
     return total

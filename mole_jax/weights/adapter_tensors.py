@@ -10,7 +10,7 @@ import numpy as np
 from mole_jax.config import MLP_TARGETS, AdapterConfig
 from mole_jax.families.shared.names import LeafSpec
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.foreign import MODULES, ReadTensor, Row, target_path
+from mole_jax.weights.foreign import MODULES, ReadTensor, Row, target_path, vision_path
 from mole_jax.weights.hf_checkpoint import foreign_tensors
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf, tensor, widest
 from mole_jax.weights.names import leaf_specs
@@ -28,10 +28,18 @@ class AdapterNames:
     """LoRA of one expert, likewise."""
     router: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Of the router's kernel (E, D), and of its bias (E) where the format has one."""
+    vision: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """A plain LoRA of each projection of the vision tower, with places for `layer` and `side`."""
 
-    def of(self, adapter: AdapterConfig, layers: int) -> dict[str, list[str]]:
+    def of(self, adapter: AdapterConfig, arch: LlavaArchitecture) -> dict[str, list[str]]:
         """Returns our paths of adapters and router, and their names: layer by layer, within one expert by expert."""
         names: dict[str, list[str]] = {}
+        layers = arch.decoder.layers
+        for target in adapter.vision_targets:
+            for side in "AB":
+                names[f"{vision_path(target)}/adapter/{side.lower()}"] = [
+                    self.vision[target].format(layer=layer, side=side) for layer in range(arch.vision.layers)
+                ]
         for target, module in MODULES.items():
             routed = adapter.kind == "mole" and target in MLP_TARGETS
             pattern, experts = (self.expert, adapter.experts) if routed else (self.lora, 1)
@@ -55,7 +63,7 @@ class AdapterNames:
 
             return Row(names, foreign_shape(path, adapter, arch), array)
 
-        return {path: row(path, names) for path, names in self.of(adapter, arch.decoder.layers).items()}
+        return {path: row(path, names) for path, names in self.of(adapter, arch).items()}
 
 
 def _router_parts(adapter: AdapterConfig) -> tuple[str, ...]:
@@ -78,8 +86,9 @@ def tensors_by_layer(
 ) -> dict[str, Leaf]:
     """Returns every tensor of adapters and router by its name, unread where the leaves are."""
     tensors = {}
-    for path, own in names.of(adapter, arch.decoder.layers).items():
-        shape, parts = foreign_shape(path, adapter, arch), len(own) // arch.decoder.layers
+    for path, own in names.of(adapter, arch).items():
+        layers = arch.vision.layers if path.startswith("vision/") else arch.decoder.layers
+        shape, parts = foreign_shape(path, adapter, arch), len(own) // layers
         for number, name in enumerate(own):
 
             def read(path: str = path, layer: int = number // parts, part: int = number % parts) -> np.ndarray:

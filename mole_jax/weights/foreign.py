@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from mole_jax import config_json
-from mole_jax.config import AdapterConfig, ImageAspect, PromptName, Quantisation
+from mole_jax.config import VISION_TARGETS, AdapterConfig, ImageAspect, PromptName, Quantisation
 from mole_jax.errors import UserError
 from mole_jax.families.shared.names import LeafSpec
 from mole_jax.files import PathLike
@@ -54,12 +54,21 @@ def check_adapter(adapter: AdapterConfig, *, where: PathLike) -> AdapterConfig:
         )
     if unknown := sorted(set(adapter.targets) - set(MODULES)):
         raise UserError(f"{where}: the adapters' targets name {unknown[0]!r}, expected some of {', '.join(MODULES)}")
+    if unknown := sorted(set(adapter.vision_targets) - set(VISION_TARGETS)):
+        raise UserError(
+            f"{where}: the adapters' vision_targets name {unknown[0]!r}, expected some of {', '.join(VISION_TARGETS)}"
+        )
     return adapter
 
 
 def target_path(target: str) -> str:
     """Returns our path of a projection's module."""
     return "decoder/layers/" + MODULES[target].replace("self_attn.", "attention/").replace("mlp.", "mlp/")
+
+
+def vision_path(target: str) -> str:
+    """Returns our path of a vision tower's projection."""
+    return f"vision/layers/{'mlp' if target.startswith('fc') else 'attention'}/{target}"
 
 
 @dataclasses.dataclass(frozen=True)

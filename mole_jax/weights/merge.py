@@ -22,7 +22,7 @@ def adapter_paths(leaves: Leaves, path: str) -> tuple[str, str] | None:
 
 
 def merged_leaf(leaves: Leaves, path: str, adapter: AdapterConfig) -> np.ndarray | Leaf:
-    """Returns the array at `path`; a kernel beside a plain LoRA becomes ``W + (alpha / rank) A B``.
+    """Returns the array at `path`; a kernel beside a plain LoRA becomes ``W + factor A B``.
 
     The sum is made in float32 and rounded once, to the type of W.
     """
@@ -41,11 +41,11 @@ def merged_layer(leaves: Leaves, path: str, adapter: AdapterConfig, layer: int, 
         return kernel
     block = slice(expert * adapter.rank, (expert + 1) * adapter.rank)
     a, b = leaves[beside[0]][layer][:, block], leaves[beside[1]][layer][block]
-    return kernel + (adapter.alpha / adapter.rank) * (a.astype(np.float32) @ b.astype(np.float32))
+    return kernel + adapter.factor * (a.astype(np.float32) @ b.astype(np.float32))
 
 
 def merged(leaves: Leaves, adapter: AdapterConfig, *, where: str) -> dict[str, np.ndarray | Leaf]:
-    """Returns the leaves without adapters, each adapted kernel being ``W + (alpha / rank) A B``.
+    """Returns the leaves without adapters, each adapted kernel being ``W + factor A B``.
 
     Raises:
         UserError: the adapters are routed experts, which no single dense matrix equals.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from etils import epath
@@ -78,9 +78,14 @@ def adapter_from_peft(config: Mapping[str, Any], where: epath.Path) -> AdapterCo
         raise UserError(f"{where}: 'lora_alpha' is {alpha!r}, expected a number over 0")
     if not isinstance(config.get("use_rslora") or False, bool):
         raise UserError(f"{where}: 'use_rslora' is {config['use_rslora']!r}, expected true or false")
-    # Rank-stabilised LoRA divides by the root of the rank: the same delta under another alpha.
-    alpha = alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
-    return check_adapter(AdapterConfig(kind="lora", rank=rank, alpha=float(alpha), dropout=dropout), where=where)
+    adapter = AdapterConfig(
+        kind="lora",
+        rank=rank,
+        alpha=float(alpha),
+        scale="rslora" if config.get("use_rslora") else "standard",
+        dropout=dropout,
+    )
+    return check_adapter(adapter, where=where)
 
 
 def dropout_of(config: Mapping[str, Any], where: epath.Path) -> float:
@@ -121,6 +126,8 @@ def peft_config(
     *,
     decoder: str = "language_model",
     connector: str = "multi_modal_projector",
+    tower: str = "vision_tower",
+    tower_modules: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Returns the config with which PEFT loads a LoRA of the language model.
 
@@ -130,8 +137,14 @@ def peft_config(
         with_projector: the trained projector is beside it.
         decoder: transformers' name of the decoder's module.
         connector: that of the projector's.
+        tower: that of the vision tower's.
+        tower_modules: names of its LoRA's tensors, each with a ``{layer}.`` before its module's.
     """
     modules = "|".join(re.escape(MODULES[target]) for target in adapter.targets)
+    pattern = rf"(.*\.)?{decoder}\.(.*\.)?layers\.\d+\.({modules})"
+    if tower_modules:
+        own = (name.partition("{layer}.")[2].partition(".lora_")[0] for name in tower_modules)
+        pattern += rf"|(.*\.)?{tower}\.(.*\.)?layers?\.\d+\.({'|'.join(map(re.escape, own))})"
     return {
         "base_model_name_or_path": base or "",
         "bias": "none",
@@ -144,10 +157,10 @@ def peft_config(
         "peft_type": "LORA",
         "r": adapter.rank,
         # A pattern, because a list of bare names would also hit the vision tower's projections.
-        "target_modules": rf"(.*\.)?{decoder}\.(.*\.)?layers\.\d+\.({modules})",
+        "target_modules": pattern,
         "task_type": "CAUSAL_LM",
         "use_dora": False,
-        "use_rslora": False,
+        "use_rslora": adapter.scale == "rslora",
     }
 
 

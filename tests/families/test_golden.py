@@ -82,7 +82,7 @@ def test_eight_devices_are_one(name):
         np.testing.assert_allclose(logits[row, : case.length], case.expected["logits"], **TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["llava_qwen2", "smolvlm", *BOTH])
+@pytest.mark.parametrize("name", BOTH)
 def test_fresh_experts_change_no_bit_and_one_step_moves_them_all(name):
     plain = plain_of(name)
     case = plain.golden.cases["wide"]

@@ -34,7 +34,7 @@ QUESTIONS = ["What is on the left?", "Repeat: left lung", "Repeat: right lung", 
 def run(tmp_path_factory):
     """A MoLE run's folder on the embedded base, as the trainer leaves it, and a picture beside it."""
     folder = tmp_path_factory.mktemp("run")
-    trained_run(folder / "mole", ROOT / "assets" / "quickstart_base", scale=0.05)
+    trained_run(folder / "mole", ROOT / "assets" / "quickstart_base", spread=0.05)
     Image.new("RGB", (80, 50), (200, 10, 10)).save(folder / "red.png")
     return folder
 

@@ -31,7 +31,7 @@ def host(leaves):
     return {path: np.asarray(leaf) for path, leaf in leaves.items()}
 
 
-def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", image_aspect="pad", **adapter):
+def trained_run(folder, base, *, arch=None, spread=0.2, prompt="v1", image_aspect="pad", **adapter):
     """A run's folder as the trainer leaves it, with random adapters on `base`; returns (spec, all arrays)."""
     source = open_source(str(base))
     arch = dataclasses.replace(source.architecture, **(arch or {}))
@@ -41,7 +41,7 @@ def trained_run(folder, base, *, arch=None, scale=0.2, prompt="v1", image_aspect
     own = [path for path in leaves if group_of(spec.declarations[path]) in GROUPS]
     key = jax.random.key(7)
     own = {
-        path: scale * jax.random.normal(jax.random.fold_in(key, i), leaves[path].shape) for i, path in enumerate(own)
+        path: spread * jax.random.normal(jax.random.fold_in(key, i), leaves[path].shape) for i, path in enumerate(own)
     }
     meta = run.Meta(
         architecture=arch,

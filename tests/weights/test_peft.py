@@ -137,7 +137,8 @@ def test_settings_of_others_are_read(adapter, goldens, tmp_path):
         open_source(str(folder))
     spec, again = leaves_of(folder, base=goldens / "tiny_llava_gqa", trainable=("adapters",))
     assert spec.adapter.targets == ("q_proj", "up_proj")
-    assert spec.adapter.alpha / spec.adapter.rank == pytest.approx(6 / math.sqrt(3))
+    assert (spec.adapter.scale, spec.adapter.alpha) == ("rslora", 6)
+    assert spec.adapter.factor == pytest.approx(6 / math.sqrt(3))
     path = "decoder/layers/mlp/up_proj/adapter/b"
     np.testing.assert_array_equal(again[path], leaves[path])
     assert "decoder/layers/attention/k_proj/adapter/a" not in again
@@ -148,7 +149,7 @@ def test_settings_of_others_are_read(adapter, goldens, tmp_path):
 def test_mistakes_are_told_in_one_line(adapter):
     _, _, folder = adapter
     name = LAYER.format(1) + "mlp.up_proj.lora_A.weight"
-    other = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+    other = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.qkv.lora_A.weight"
 
     def refused(match):
         with pytest.raises(UserError, match=match) as caught:

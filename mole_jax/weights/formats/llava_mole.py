@@ -88,6 +88,10 @@ def check_llava_mole(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: 
         reason = f"has no routed experts (adapter.kind {adapter.kind})"
     elif set(adapter.targets) != {*ATTENTION_TARGETS, *MLP_TARGETS}:
         reason = "has adapters on some projections only (adapter.targets), the released code on all seven"
+    elif adapter.scale != "standard":
+        reason = f"has adapter.scale {adapter.scale}, the released code scales by alpha / rank"
+    elif adapter.vision_targets:
+        reason = "has LoRA on the vision tower (adapter.vision_targets), the released code has none there"
     elif adapter.router_gradient == "gate_scaled":
         reason = "scales experts by their probability (adapter.router_gradient gate_scaled), the released code does not"
     elif not arch.image_vectors:

@@ -78,6 +78,10 @@ def check_mixlora(adapter: AdapterConfig, arch: LlavaArchitecture, *, where: str
         reason = "scales experts by their probability (adapter.router_gradient gate_scaled), MixLoRA's top 1 does not"
     elif adapter.router_gradient == "dense":
         reason = "mixes all experts (adapter.router_gradient dense), MixLoRA adds up whole experts instead"
+    elif adapter.scale != "standard":
+        reason = f"has adapter.scale {adapter.scale}, MixLoRA's experts are scaled by alpha / rank"
+    elif adapter.vision_targets:
+        reason = "has LoRA on the vision tower (adapter.vision_targets), for which there is no place"
     elif not float(adapter.alpha).is_integer():
         reason = f"has adapter.alpha {adapter.alpha:g}, MixLoRA's lora_alpha is a whole number"
     elif arch.image_vectors:

@@ -5,6 +5,7 @@ tensor, after ``base_model.model.``                                             
 =================================================================================  ===========  =====================
 ``model.language_model.layers.{layer}.{module}.lora_A.weight``                     (R, D_in)    A (D_in, R), transposed
 ``model.language_model.layers.{layer}.{module}.lora_B.weight``                     (D_out, R)   B (R, D_out), transposed
+``model.vision_tower.encoder.layers.{layer}.{module}.lora_{A,B}.weight``           likewise     of the vision tower
 ``model.multi_modal_projector.linear_{1,2}.{weight,bias}`` (``modules_to_save``)   as in HF     the trained projector
 =================================================================================  ===========  =====================
 
@@ -23,7 +24,7 @@ from collections.abc import Collection, Mapping
 
 from etils import epath
 
-from mole_jax.config import AdapterConfig
+from mole_jax.config import VISION_TARGETS, AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.families import family_of
 from mole_jax.families.shared.family import Family
@@ -31,7 +32,16 @@ from mole_jax.files import made, read_json, write_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.terminal import shortened
 from mole_jax.weights.adapter_tensors import AdapterNames, projector_specs, projector_tensors, tensors_by_layer
-from mole_jax.weights.foreign import HEADER, MODULES, AdapterFile, own_header, read_table, spec_row, stored_names
+from mole_jax.weights.foreign import (
+    HEADER,
+    MODULES,
+    AdapterFile,
+    own_header,
+    read_table,
+    spec_row,
+    stored_names,
+    vision_path,
+)
 from mole_jax.weights.format import Export, Format, Given, check_trained, over_base, trained_arrays
 from mole_jax.weights.formats.llava import renamed
 from mole_jax.weights.names import leaf_specs
@@ -42,18 +52,27 @@ from mole_jax.weights.sources import LayeredSource
 TENSORS, TORCH_TENSORS = "adapter_model.safetensors", "adapter_model.bin"
 PROJECTOR_APART = "non_lora_trainables.bin"
 PREFIX = "base_model.model."
-_LORA = re.compile(r"(?P<layers>[\w.]+\.layers)\.(\d+)\.(?P<module>[\w.]+)\.lora_[AB]\.weight")
+_LORA = re.compile(r"(?P<layers>[\w.]+\.layers?)\.(\d+)\.(?P<module>[\w.]+)\.lora_[AB]\.weight")
 
 
 def names_of(arch: LlavaArchitecture) -> AdapterNames:
     """Returns the names of LoRA tensors in the layout of the family's files, which `Family.canonical` gives."""
-    kernel = leaf_specs(arch)["decoder/layers/attention/q_proj/kernel"].pattern
-    return AdapterNames(kernel.removesuffix("self_attn.q_proj.weight") + "{module}.lora_{side}.weight")
+    specs = leaf_specs(arch)
+    kernel = specs["decoder/layers/attention/q_proj/kernel"].pattern
+    tower = {target: specs[f"{vision_path(target)}/kernel"].pattern for target in VISION_TARGETS}
+    return AdapterNames(
+        kernel.removesuffix("self_attn.q_proj.weight") + "{module}.lora_{side}.weight",
+        vision={target: name.removesuffix("weight") + "lora_{side}.weight" for target, name in tower.items()},
+    )
 
 
 def written_names(arch: LlavaArchitecture) -> AdapterNames:
     """Returns the same as PEFT writes them: modules of transformers 5."""
-    return AdapterNames(PREFIX + family_of(arch).module(names_of(arch).lora))
+    names, module = names_of(arch), family_of(arch).module
+    return AdapterNames(
+        PREFIX + module(names.lora),
+        vision={target: PREFIX + module(name) for target, name in names.vision.items()},
+    )
 
 
 def check_peft(adapter: AdapterConfig, arch: LlavaArchitecture, trained: Collection[str] = (), *, where: str) -> None:
@@ -97,7 +116,13 @@ def read_peft(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
     stored = stored_names(files, functools.partial(_canonical, family=family), file)
     layers = names.lora.partition(".{layer}")[0]
     modules = {found["module"] for name in stored if (found := _LORA.fullmatch(name)) and found["layers"] == layers}
-    adapter = dataclasses.replace(adapter, targets=tuple(name for name, one in MODULES.items() if one in modules))
+    adapter = dataclasses.replace(
+        adapter,
+        targets=tuple(name for name, one in MODULES.items() if one in modules),
+        vision_targets=tuple(
+            target for target, name in names.vision.items() if name.format(layer=0, side="A") in stored
+        ),
+    )
     _check_ranks(folder, adapter.rank, {name: files.shapes[own] for name, own in stored.items()})
     if not adapter.targets:
         first = next(iter(files.shapes), "nothing")
@@ -163,7 +188,15 @@ def _write(export: Export, folder: str) -> None:
     # PEFT's own loader asks for torch's mark in the header.
     write_file(output / TENSORS, tensors, {"format": "pt", HEADER: json.dumps(export.settings)})
     export.beside(grows=False).write(output)
-    config = peft_config(adapter, export.base_name, bool(projector), decoder=family.decoder, connector=family.connector)
+    config = peft_config(
+        adapter,
+        export.base_name,
+        bool(projector),
+        decoder=family.decoder,
+        connector=family.connector,
+        tower=family.tower,
+        tower_modules=[names_of(arch).vision[target] for target in adapter.vision_targets],
+    )
     write_json(output / CONFIG, config, indent=2)
 
 
