@@ -80,8 +80,6 @@ class Beside:
             UserError: as `HfTokenizer.write`.
         """
         folder, arch = made(epath.Path(folder)), self.architecture
-        if self.tokenizer is not None:
-            self.tokenizer.write(folder, self.prompt)
         write_json(folder / GENERATION, _generation(arch), indent=2)
         family = family_of(arch)
         if isinstance(arch.tiling, Single):
@@ -89,6 +87,8 @@ class Beside:
             arch = dataclasses.replace(arch, fit=self.image_aspect or arch.fit)
         image = self.tokenizer.image.text if self.tokenizer is not None else family.mark
         preprocessor, processor = family.processor(arch, image)
+        if self.tokenizer is not None:
+            self.tokenizer.write(folder, self.prompt, processor["processor_class"])
         write_json(folder / PREPROCESSOR, preprocessor, indent=2)
         write_json(folder / PROCESSOR, processor, indent=2)
 

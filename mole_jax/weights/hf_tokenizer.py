@@ -83,13 +83,14 @@ class HfTokenizer:
         rows = max(vocab, image_id + 1 if grows else 0, pad.id + 1)
         return cls(tokenizer, image, pad, vocab if rows == vocab else -(-rows // MULTIPLE) * MULTIPLE)
 
-    def write(self, folder: PathLike, prompt: str | None) -> None:
+    def write(self, folder: PathLike, prompt: str | None, processor: str) -> None:
         """Writes tokenizer.json, tokenizer_config.json, the chat template, and tokenizer.model where there is one.
 
         Args:
             folder: where to.
             prompt: name of the preset that the weights were trained with. None: they do not say; the tokenizer's own
                 chat template stays with all that belongs to it, and v1 is written where it has none.
+            processor: class of transformers that puts tokenizer and image processor together.
 
         Raises:
             UserError: the tokenizer has something that transformers cannot do, or the files cannot be written.
@@ -119,7 +120,7 @@ class HfTokenizer:
         content |= {"truncation": None, "padding": None}
         self._check(content, where=str(where))
         write_json(where, content, indent=2)
-        write_json(folder / CONFIG_FILE, self._config(content, config) | adds, indent=2)
+        write_json(folder / CONFIG_FILE, self._config(content, config, processor) | adds, indent=2)
         ours = chat_template(preset, image=self.image.text)
         write_text(folder / TEMPLATE_FILE, theirs or ours)
         for name in (SPECIAL_FILE, ADDED_FILE, OLD_TEMPLATE_FILE):
@@ -137,7 +138,7 @@ class HfTokenizer:
                     f"{made.token_to_id(one['content'])}; use the tokenizer that belongs to the checkpoint"
                 )
 
-    def _config(self, content: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    def _config(self, content: Mapping[str, Any], theirs: Mapping[str, Any], processor: str) -> dict[str, Any]:
         own = self.tokenizer
         ids = {"bos_token": own.bos_id, "eos_token": own.eos_id, "pad_token": self.pad.id}
         unknown = own.roles.get("unk_token", "<unk>")
@@ -149,13 +150,25 @@ class HfTokenizer:
             **{name: theirs[name] for name in kept if name in theirs},
             **{role: None if id is None else own.token(id) or self.pad.text for role, id in ids.items()},
             "unk_token": unknown if unknown is not None and own.id_of(unknown) is not None else None,
-            "extra_special_tokens": {"image_token": self.image.text},
+            "extra_special_tokens": {**_named(theirs), "image_token": self.image.text},
             "added_tokens_decoder": {
                 str(one["id"]): {flag: one[flag] for flag in flags} for one in content["added_tokens"]
             },
-            "processor_class": "LlavaProcessor",
+            "processor_class": processor,
             "tokenizer_class": "PreTrainedTokenizerFast",  # which takes tokenizer.json as it is
         }
+
+
+def _named(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the further tokens that a tokenizer's config names, such as those around a picture, by name."""
+    standard = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+    extra = config.get("extra_special_tokens")
+    found = {**config, **(extra if isinstance(extra, Mapping) else {})}
+    return {
+        name: text
+        for name, text in found.items()
+        if name.endswith("_token") and isinstance(text, str) and name not in standard
+    }
 
 
 def with_rows(leaves: Leaves, vocab: int) -> Leaves:
