@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -33,6 +34,10 @@ _REMEDIES = {
     errno.EFBIG: "files may not be that large here (ulimit -f); raise that or choose another folder",
 }
 
+SCHEMES = ("gs", "s3", "az", "hf")
+"""Of the URLs that a path may be."""
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
 _STORES = {"aiohttp", "botocore", "gcsfs", "google", "s3fs"}
 """Libraries of buckets, whose errors are no `OSError`s."""
 
@@ -41,16 +46,46 @@ def absolute(name: PathLike) -> epath.Path:
     """Returns a path that does not depend on the working directory; URLs such as ``gs://…`` stay as they are.
 
     Raises:
-        UserError: the name is empty or has a zero byte.
+        UserError: the name is empty, has a zero byte, or is a URL of an unknown kind.
+    """
+    path = path_of(name)
+    return path if is_remote(path) else epath.Path(os.path.abspath(name))
+
+
+def path_of(name: PathLike) -> epath.Path:
+    """Returns a path as a user wrote it, of a disk or a bucket.
+
+    Raises:
+        UserError: the name is empty, has a zero byte, or is a URL of an unknown kind.
     """
     if not os.fspath(name) or "\0" in os.fspath(name):
         raise UserError(f"{os.fspath(name)!r} is no name of a folder or file; name one (. is the folder you are in)")
-    return epath.Path(name if is_remote(name) else os.path.abspath(name))
+    # Through pathlib, or epath takes any :// within a name for a URL's.
+    return epath.Path(name if is_remote(name) else pathlib.Path(name))
+
+
+def local(name: PathLike) -> pathlib.Path:
+    """Returns `name` as a path on this machine, for what is not written to or read from buckets.
+
+    Raises:
+        UserError: the name is empty, has a zero byte, or is a URL.
+    """
+    if is_remote(path_of(name)):
+        raise UserError(f"{os.fspath(name)}: is a URL; name a folder or file of this machine here")
+    return pathlib.Path(os.path.normpath(name))
 
 
 def is_remote(path: PathLike) -> bool:
-    """Tells whether the path is a URL: such a store writes objects whole and cannot append to them."""
-    return "://" in os.fspath(path)
+    """Tells whether the path is a URL: such a store writes objects whole and cannot append to them.
+
+    Raises:
+        UserError: it is a URL of a kind that is not in `SCHEMES`.
+    """
+    found = _URL.match(os.fspath(path))
+    if found and found[1] not in SCHEMES:
+        known = ", ".join(f"{one}://" for one in SCHEMES)
+        raise UserError(f"{os.fspath(path)}: a path cannot begin with {found[0]}; name one on a disk, or of {known}")
+    return bool(found)
 
 
 def read_json(path: PathLike, form: Any = dict, *, remedy: str = "") -> Any:
@@ -194,15 +229,23 @@ def writing(path: PathLike) -> Iterator[IO[bytes]]:
             raise
 
 
-def made(folder: epath.Path) -> epath.Path:
-    """Makes a folder where it is not there yet, and returns it; a bucket needs none.
+def made[Folder: os.PathLike[str]](folder: Folder) -> Folder:
+    """Makes a folder where it is not there yet, with those above it, and returns it; a bucket needs none.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be made; of those above it none is left that was made for it.
     """
     if not is_remote(folder):
         with explained(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            path = pathlib.Path(folder)
+            new = [one for one in path.parents if not os.path.lexists(one)]
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError:
+                for one in new:
+                    with suppress(OSError):  # it was not made, or another process has put something there
+                        one.rmdir()
+                raise
     return folder
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import typing
-from pathlib import Path
 
 from mole_jax import cli
 from mole_jax.config import Dtype, GenerateConfig, ImageAspect, PromptName
 from mole_jax.config_check import check_decoding
 from mole_jax.errors import UserError, run_door
+from mole_jax.files import local
 from mole_jax.parallel import compiled
 from mole_jax.terminal import escaped
 
@@ -23,11 +23,11 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", help="folder with tokenizer.model or tokenizer.json; default: the checkpoint's")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--question", help="a question; <image> stands where the image belongs, else it comes first")
-    what.add_argument("--questions", type=Path, metavar="FILE", help="JSONL with question_id, text and image")
+    what.add_argument("--questions", type=local, metavar="FILE", help="JSONL with question_id, text and image")
     what.add_argument("--chat", action="store_true", help="read questions from the terminal, one a line")
     add("--image", action="append", default=[], metavar="FILE", help="an image for --question or --chat; repeatable")
-    add("--output", type=Path, metavar="FILE", help="answers to --questions, JSONL; what is in it is not asked again")
-    add("--image-root", type=Path, metavar="DIR", help="folder of the images of --questions; default: that file's")
+    add("--output", type=local, metavar="FILE", help="answers to --questions, JSONL; what is in it is not asked again")
+    add("--image-root", type=local, metavar="DIR", help="folder of the images of --questions; default: that file's")
     add("--on-bad", choices=("error", "skip"), default="error", help="a bad line or image among --questions")
     add("--batch-size", type=int, default=8, help="--questions decoded at a time (default: 8)")
     add("--prompt", choices=typing.get_args(PromptName), help="prompt preset; default: as trained")

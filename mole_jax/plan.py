@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mole_jax import cli
 from mole_jax.errors import UserError, run_door
+from mole_jax.files import local
 
 FIGURES = (".png", ".svg", ".pdf")
 
@@ -47,9 +48,9 @@ def _depths(text: str) -> tuple[int, int] | None:
 
 
 def _figure(text: str) -> Path:
-    if Path(text).suffix not in FIGURES:
+    if (file := local(text)).suffix not in FIGURES:
         raise UserError(f"--figure {text}: name a file that ends in {', '.join(FIGURES)}")
-    return Path(text)
+    return file
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from mole_jax.errors import UserError
-from mole_jax.files import check_no_pointer, made, read_json, write_bytes
+from mole_jax.files import check_no_pointer, made, path_of, read_json, write_bytes
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -80,7 +80,7 @@ class Tokenizer:
         Raises:
           UserError: nothing there, not a tokenizer file, no end-of-sequence token, or files beside it that do not fit.
         """
-        path = epath.Path(path)
+        path = path_of(path)
         if path.is_dir():
             found = [path / name for name in (MODEL_FILE, JSON_FILE) if (path / name).is_file()]
             if not found:

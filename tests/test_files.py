@@ -94,6 +94,30 @@ def test_what_cannot_be_written_is_told_with_a_remedy(tmp_path, make, name, reme
     assert str(tmp_path / name) in str(caught.value)
 
 
+@pytest.mark.parametrize("deep", [1, 12])
+def test_of_a_folder_that_cannot_be_made_none_above_it_is_left(tmp_path, deep):
+    with pytest.raises(UserError, match="choose a shorter name"):
+        files.made(tmp_path.joinpath("new", *["x" * 200] * deep, "y" * 300))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["nowhere://bucket/run", "https://host/run", "file:///run"])
+@pytest.mark.parametrize("take", [files.absolute, files.path_of, files.is_remote, files.local])
+def test_a_url_of_an_unknown_kind_is_refused(name, take):
+    with pytest.raises(UserError, match=rf"^{name}: a path cannot begin with {name[: name.index('/')]}//;.* gs://"):
+        take(name)
+
+
+def test_what_takes_no_bucket_says_so(tmp_path):
+    assert files.local(tmp_path) == tmp_path
+    with pytest.raises(UserError, match=r"^gs://bucket/a\.jsonl: is a URL; name a folder or file of this machine"):
+        files.local("gs://bucket/a.jsonl")
+
+
+def test_a_name_within_which_a_url_could_begin_is_a_path(tmp_path):
+    assert str(files.absolute(f"{tmp_path}/a://b")) == str(files.path_of(f"{tmp_path}/a://b")) == f"{tmp_path}/a:/b"
+
+
 def test_a_full_disk_is_told(tmp_path):
     """``/dev/full`` answers every write as a full disk does."""
     full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115

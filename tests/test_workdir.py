@@ -15,6 +15,7 @@ from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.workdir import claimed
 from tests import tiny
+from tests.chaos import doors
 
 HOLD = (
     "import sys, time\nfrom etils import epath\nfrom mole_jax.workdir import claimed\n"
@@ -61,6 +62,41 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path, monkeypatch, name, 
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(UserError, match="is no name of a folder or file"):
         absolute(name)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("train", ["--config", "CONFIG", "--workdir", "URL"]),
+        ("evaluate", ["--config", "CONFIG", "--checkpoint", "none", "--workdir", "URL"]),
+        ("evaluate", ["--config", "CONFIG", "--checkpoint", "URL", "--workdir", "out"]),
+        ("evaluate", ["--compare", "URL", "b"]),
+        ("routing", ["--config", "CONFIG", "--checkpoint", "none", "--workdir", "URL"]),
+        ("convert", ["--input", "URL", "--output", "out", "--to", "hf"]),
+        ("convert", ["--input", "none", "--output", "URL", "--to", "hf"]),
+        ("generate", ["--checkpoint", "URL", "--question", "What?"]),
+        ("generate", ["--checkpoint", "none", "--questions", "a.jsonl", "--output", "URL"]),
+        ("generate", ["--checkpoint", "none", "--questions", "URL", "--output", "b.jsonl"]),
+        ("synthetic.__main__", ["--output", "URL"]),
+        ("study.__main__", ["--config", "STUDY", "--workdir", "URL"]),
+        ("data.__main__", ["--config", "CONFIG", "--evaluation.tasks.0.path", "URL"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-2],
+)
+def test_a_url_of_an_unknown_kind_is_one_line(tmp_path, monkeypatch, command, flags):
+    task = TaskConfig("general", str(tmp_path / "none.json"))
+    config = tiny.write_config(tmp_path / "config.py", tmp_path, evaluation={"tasks": (task,)})
+    config.write_text(f"from mole_jax.config import *\n{config.read_text()}")
+    study = tmp_path / "study.py"
+    study.write_text(
+        f"import sys\nsys.path.insert(0, {str(tiny.ROOT)!r})\nfrom pathlib import Path\nfrom tests.study import small\n"
+        f"def get_study():\n    return small.study(Path({str(tmp_path)!r}))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    names = {"URL": "nowhere://bucket/run", "CONFIG": str(config), "STUDY": str(study)}
+    said = doors.here(command, *(names.get(flag, flag) for flag in flags))
+    assert "nowhere://bucket/run: a path cannot begin with nowhere://" in said.line
+    assert not list(tmp_path.glob("nowhere*"))
 
 
 @pytest.mark.parametrize("command", ["evaluate", "routing"])

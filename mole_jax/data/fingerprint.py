@@ -14,6 +14,7 @@ from etils import epath
 
 from mole_jax.data.json_file import FileRecords
 from mole_jax.data.load import RecordSource
+from mole_jax.errors import UserError
 from mole_jax.files import is_remote
 
 # Looked for in the text of the file: ten times as fast as decoding every record.
@@ -60,5 +61,5 @@ def _sizes(names: Iterable[str], root: str) -> Iterator[tuple[str, int]]:
 def _size(path: str) -> int:
     try:
         return epath.Path(path).stat().length if is_remote(path) else os.stat(path).st_size
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return -1

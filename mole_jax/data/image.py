@@ -148,7 +148,7 @@ def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Pa
         )
     if is_remote(root):
         # A bucket has no symbolic links, and whether the object is there shows when it is read.
-        if ".." in relative.parts or relative.is_absolute() or is_remote(path):
+        if ".." in relative.parts or relative.is_absolute() or "://" in path:
             raise UserError(f"{name} leaves its folder {root}; write it relative to that folder, without '..'")
         return epath.Path(root) / path
     folder = pathlib.Path(root).resolve()

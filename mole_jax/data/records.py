@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
 from mole_jax.config import DomainConfig
 from mole_jax.data.conversation import Example, Turn, image_count
 from mole_jax.data.json_file import FileRecords, kind
 from mole_jax.data.tfds_records import TFDS, TfdsRecords
 from mole_jax.errors import UserError, nearest
+from mole_jax.files import path_of
 from mole_jax.prompts import IMAGE
 from mole_jax.terminal import shortened
 
@@ -38,7 +37,7 @@ def image_root(path: str, root: str | None) -> str | None:
     """Returns the folder of a file's images: `root`, or the folder of `path` where that is a file."""
     if root is not None:
         return root
-    return None if path.startswith(TFDS) else str(epath.Path(path).parent)
+    return None if path.startswith(TFDS) else str(path_of(path).parent)
 
 
 def parse_record(raw: Any, *, file: str, index: int, domain: str) -> Example:

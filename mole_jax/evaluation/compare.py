@@ -16,7 +16,7 @@ from mole_jax.evaluation.pins import WEIGHTS, first_difference
 from mole_jax.evaluation.runner import predictions_file
 from mole_jax.evaluation.tables import EVALUATION, aligned, markdown
 from mole_jax.evaluation.tables import score as percent
-from mole_jax.files import made, read_json, read_json_lines, write_json, write_text
+from mole_jax.files import made, path_of, read_json, read_json_lines, write_json, write_text
 from mole_jax.forms import misfit
 from mole_jax.weights.open import open_source
 
@@ -117,7 +117,7 @@ def compare_checkpoints(
 
 def _read(path: str) -> tuple[epath.Path, dict[str, Any]]:
     """Returns the result's file and its tasks."""
-    file = epath.Path(path)
+    file = path_of(path)
     if file.is_dir():
         inside = file / "eval" if (file / "eval").is_dir() else file
         file = max(inside.glob("step_*.json"), default=None)

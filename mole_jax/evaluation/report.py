@@ -20,7 +20,7 @@ from etils import epath
 from mole_jax.data.left_out import of_report
 from mole_jax.errors import UserError
 from mole_jax.evaluation.tables import ABSENT, EVALUATION, SUM, Rows, aligned, number, score, scored
-from mole_jax.files import made, read_json, read_json_lines, write_bytes, write_text
+from mole_jax.files import made, path_of, read_json, read_json_lines, write_bytes, write_text
 from mole_jax.forms import MAYBE_NUMBER, NUMBER
 
 _EXPERT_KEY = re.compile(r"router/use/(?P<domain>.+)/expert(?P<expert>\d+)")
@@ -62,7 +62,7 @@ class RunFiles:
 
 def read_run(workdir: os.PathLike[str] | str) -> RunFiles:
     """Reads the files of the run in `workdir`; raises `UserError` where there is no such folder."""
-    folder = epath.Path(workdir)
+    folder = path_of(workdir)
     if not folder.exists():
         raise UserError(f"{workdir}: there is no such run folder")
     results = (folder / "eval").glob("step_*.json") if (folder / "eval").exists() else ()
@@ -91,7 +91,7 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
     """Writes `plots/*.png` and `report.html` into the run's folder and returns the page's path."""
     from mole_jax.evaluation import plots  # training imports this file long before it draws
 
-    folder = epath.Path(workdir)
+    folder = path_of(workdir)
     run = read_run(folder)
     absent: list[str] = []
     if run.expert_use and not (folder / EXPERT_USE_FILE).exists():

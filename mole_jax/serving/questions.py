@@ -16,7 +16,7 @@ from mole_jax import config_json
 from mole_jax.data.json_file import decode
 from mole_jax.data.records import check_text
 from mole_jax.errors import UserError, nearest
-from mole_jax.files import explained
+from mole_jax.files import explained, made
 from mole_jax.serving.assistant import Assistant
 from mole_jax.serving.sampler import Prompt
 from mole_jax.terminal import shortened
@@ -73,8 +73,8 @@ def answer_file(
     """
     processor, outcome = assistant.processor, Outcome()
     decoding = config_json.to_json(assistant.sampler.decoding)
-    made = {"prompt": processor.prompt, "image_aspect": processor.image_aspect, "decoding": decoding}
-    common = {"model_id": model_id, "metadata": made}
+    how = {"prompt": processor.prompt, "image_aspect": processor.image_aspect, "decoding": decoding}
+    common = {"model_id": model_id, "metadata": how}
     root = questions.parent if image_root is None else image_root
 
     def prompts() -> Iterator[tuple[QuestionLine, Prompt]]:
@@ -120,7 +120,7 @@ def _held(output: Path) -> Iterator[None]:
     with explained(output):
         if output.exists() and not output.is_file():
             raise UserError(f"{output}: is no file; choose another --output")
-        output.parent.mkdir(parents=True, exist_ok=True)
+        made(output.parent)
         descriptor = os.open(output, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _lock(descriptor, output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mole_jax.errors import run_door
-from mole_jax.files import absolute, explained
+from mole_jax.files import explained, local
 from mole_jax.synthetic.domains import DOMAINS, generate, texts
 from mole_jax.synthetic.vocabulary import train_tokenizer
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--captions", type=int, default=0, help="caption records for pretraining")
     parser.add_argument("--tokenizer", metavar="DIR", help="also train a tokenizer on the texts and write it here")
     chosen = parser.parse_args(arguments)
-    output = absolute(chosen.output)
+    output = local(chosen.output)
     with explained(output):
         manifest = generate(
             output,
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{chosen.output}: {', '.join(DOMAINS)}: {chosen.train} train and {chosen.test} test records each", end="")
     print(f", {chosen.captions} captions, sha256 {manifest['sha256'][:16]}")
     if chosen.tokenizer:
-        folder = absolute(chosen.tokenizer)
+        folder = local(chosen.tokenizer)
         with explained(folder):
             print(f"tokenizer: {train_tokenizer(texts(output), folder)}")
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mole_jax.errors import UserError
-from mole_jax.files import json_text, write_bytes
+from mole_jax.files import json_text, made, write_bytes
 from mole_jax.synthetic import conflict as conflicting
 from mole_jax.synthetic import language
 from mole_jax.synthetic.scenes import Scene, sample
@@ -135,7 +135,7 @@ def _read_manifest(folder: Path) -> dict | None:
     except ValueError:
         manifest = {}
     if manifest is None and (not folder.exists() or not any(folder.iterdir())):
-        folder.mkdir(parents=True, exist_ok=True)
+        made(folder)
         return None
     if not isinstance(manifest, dict) or manifest.get("generator") != GENERATOR:
         raise UserError(f"{folder}: is not empty and was not made by this generator; choose another output folder")
@@ -210,7 +210,7 @@ def _captions(count: int, kinds: tuple[str, ...], asked: float, seen: set[Scene]
 
 def _write_split(folder: Path, name: str, split: str, items: Iterator[Item], digest) -> None:
     """Writes the records and pictures of one file, and adds both to `digest`."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    made(folder / "images")
     records, drawn = [], None
     for number, (picture, scene, question, reply) in enumerate(items):
         record: dict[str, object] = {"id": f"{name}-{split}-{number:05d}"}

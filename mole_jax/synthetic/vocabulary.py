@@ -13,7 +13,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from mole_jax.errors import UserError
-from mole_jax.files import write_bytes
+from mole_jax.files import made, write_bytes
 from mole_jax.synthetic import language
 
 SYSTEM = (
@@ -64,8 +64,7 @@ def train_tokenizer(texts: Iterable[str], folder: str | os.PathLike[str], vocab_
     model.normalizer_spec.add_dummy_prefix = True
     model.normalizer_spec.remove_extra_whitespaces = False
     model.normalizer_spec.escape_whitespaces = True
-    path = Path(folder) / "tokenizer.model"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = made(Path(folder)) / "tokenizer.model"
     write_bytes(path, model.SerializeToString(deterministic=True))
     return path
 
