@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_while_it_trains(long, tmp_path, kind, moment):
     config, whole = long
     with disks.full(kind, tmp_path / "disk", disk=disks.LARGE_KIB, files=disks.LARGE_KIB) as small:
         run, command = small.files / "run", ("train", "--config", config, "--workdir", small.path / "run")
-        answers = run / "eval" / "step_00000150" / "general.partial.jsonl"
+        answers = run / "eval" / "step_00000200" / "general.partial.jsonl"
         reached = {"evaluation": answers.exists, "metrics and tensorboard": lambda: lines(run / "metrics.jsonl") > 70}
         done, seconds = filled_at(small, command, reached[moment])
         assert FULL.search(done.line), done.line

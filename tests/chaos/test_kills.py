@@ -114,7 +114,7 @@ def test_within_a_save(config, whole, tmp_path):
     comes_through(config, workdir, whole)
 
 
-@pytest.mark.parametrize("step", [20, STEPS])
+@pytest.mark.parametrize("step", [0, STEPS])
 def test_within_an_evaluation(config, whole, tmp_path, step):
     workdir = tmp_path / "run"
     partial = workdir / "eval" / f"step_{step:08d}" / "document.partial.jsonl"
