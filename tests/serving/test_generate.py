@@ -146,7 +146,7 @@ def test_a_bad_line_is_named_or_skipped_and_counted(assistant, tmp_path, line, m
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("file/answers.jsonl", "cannot be written"),
+        ("file/answers.jsonl", "cannot be written (File exists); a file has this name"),
         ("folder", "is no file; choose another --output"),
         ("/dev/full", "is no file; choose another --output"),  # read for answers, it would never end
         ("/proc/answers.jsonl", "cannot be written (No such file or directory)"),
@@ -159,7 +159,8 @@ def test_an_output_that_cannot_be_written_is_one_line(assistant, tmp_path, name,
     asked = write_questions(tmp_path, QUESTIONS[:1])
     with pytest.raises(UserError) as caught:
         answer_file(assistant, asked, tmp_path / name, model_id="m")
-    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+    where = "file" if name.startswith("file/") else name  # the folder that it is not is at fault
+    assert str(caught.value).startswith(f"{tmp_path / where}: {message}")
 
 
 def test_a_full_disk_keeps_the_answers_so_far(assistant, tmp_path):
