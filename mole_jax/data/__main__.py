@@ -30,7 +30,7 @@ def main() -> None:
     check_room(config.data, image, positions=source.architecture.decoder.max_position)
     shard_count(config.data, config.train.batch_rows)
     for task in config.evaluation.tasks:
-        RecordSource.open(task.name, task.path, task.image_root)
+        RecordSource.open(task)
     loader = check.open_loader(
         config.data,
         tokenizer,

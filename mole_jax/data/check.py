@@ -106,7 +106,7 @@ class Inspection:
 
 def open_loader(data: DataConfig, tokenizer: Tokenizer, image: ImageSpec) -> Loader:
     """Opens the domains of `data` for inspection; raises `UserError` if one cannot be opened."""
-    sources = tuple(RecordSource.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
+    sources = tuple(RecordSource.open(domain) for domain in data.domains)
     layout = Layout.of(data, image, tokenizer)
     return Loader(sources, tokenizer, layout)
 

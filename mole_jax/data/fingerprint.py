@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-from mole_jax.data.json_file import FileRecords
+from mole_jax.data.containers.json_file import FileRecords
 from mole_jax.data.load import RecordSource
 from mole_jax.errors import UserError
 from mole_jax.files import is_remote

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -14,14 +14,13 @@ from mole_jax.config import DataConfig, TaskConfig
 from mole_jax.data.batch import Batch, Row, empty_row, single_row, stack
 from mole_jax.data.conversation import Example
 from mole_jax.data.load import Layout, Loader, RecordSource
-from mole_jax.data.records import check_text
+from mole_jax.data.records import identified
 from mole_jax.data.stream import Ledger
 from mole_jax.data.template import Template
 from mole_jax.data.tiling.pictures import row_taps
 from mole_jax.errors import UserError
 from mole_jax.image_spec import ImageSpec
 from mole_jax.prompts import PromptPreset
-from mole_jax.terminal import shortened
 from mole_jax.tokenizer import Tokenizer
 
 
@@ -96,29 +95,11 @@ class Questions(Sequence):
         return Question(asked.id, tokens, images, asked.references, **places)
 
     def _references(self, index: int, example: Example) -> tuple[str, ...]:
-        """Returns `answers` of the record where it has them, else its last turn."""
-        records = self._loader.sources[0].records
-        raw = records[index]
-        if "answers" not in raw:
-            return (example.turns[-1].text,)
-        found = raw["answers"]
-        several = found if isinstance(found, list | tuple) else ()
-        given = [one.get("answer") if isinstance(one, Mapping) else one for one in several]
-        texts = tuple(text for text in given if isinstance(text, str))
-
-        def fail(field: str, problem: str) -> UserError:
-            where = f"{records.file}: record {index} (id '{shortened(example.id)}')"
-            return UserError(f"{where}, field {field}: {problem}")
-
-        if not texts or len(texts) < len(given):
-            raise fail(
-                "answers",
-                "expected a list of texts, or of objects with an answer, and at least one; fill it in, or leave it out "
-                "to take the last turn",
-            )
-        for text in texts:
-            check_text(text, "answers", fail)
-        return texts
+        """Returns the right answers that the record names, else its last turn."""
+        source = self._loader.sources[0]
+        raw = source.records[index]
+        _, fail = identified(raw, file=source.records.file, index=index)
+        return source.layout.references(raw, fail) or (example.turns[-1].text,)
 
 
 class HeldOut:
@@ -203,7 +184,7 @@ def held_out_batches(
     Raises:
       UserError: the file cannot be read; while iterating, for a record that may not be skipped.
     """
-    source = RecordSource.open(task.name, task.path, task.image_root)
+    source = RecordSource.open(task)
     total = _limited(task, source)
     layout = Layout.of(data, image, tokenizer)
     names = [domain.name for domain in data.domains]
@@ -230,7 +211,7 @@ def questions(
     Raises:
       UserError: the file cannot be read or holds a broken record; or the task's suffix would not be seen.
     """
-    source = RecordSource.open(task.name, task.path, task.image_root)
+    source = RecordSource.open(task)
     layout = Layout.of(data, image, tokenizer)
     if task.suffix and isinstance(layout.prompt, PromptPreset) and layout.prompt.plain:
         raise UserError(

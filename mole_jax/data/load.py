@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from mole_jax.config import DataConfig, DomainConfig
+from mole_jax.config import DataConfig, DomainConfig, TaskConfig
+from mole_jax.data.containers.container import Records
+from mole_jax.data.containers.open import image_root, open_records
 from mole_jax.data.conversation import Example, encode, encode_prompt
 from mole_jax.data.image import image_remarks, image_size, load_tiles
+from mole_jax.data.layouts.layout import Layout as RecordLayout
+from mole_jax.data.layouts.table import recognised
 from mole_jax.data.prompt import with_prompt
-from mole_jax.data.records import Records, image_root, parse_record, read_records
+from mole_jax.data.records import parse_record
 from mole_jax.data.template import Template
 from mole_jax.data.tiling import pictures
 from mole_jax.errors import UserError
@@ -119,12 +123,22 @@ class RecordSource:
 
     name: str
     records: Records
+    layout: RecordLayout
     image_root: str | None
 
     @classmethod
-    def open(cls, name: str, path: str, root: str | None = None) -> RecordSource:
-        """Opens the records at `path`; raises `UserError` if there are none."""
-        return cls(name, read_records(DomainConfig(name, path)), image_root(path, root))
+    def open(cls, pile: DomainConfig | TaskConfig) -> RecordSource:
+        """Opens the records of a domain or task, and looks which layout the first of them has.
+
+        Raises:
+          UserError: there are none; the message names the domain and the file.
+        """
+        try:
+            records = open_records(pile.path)
+        except UserError as error:
+            raise UserError(f"domain {pile.name}: {error}") from None
+        first = next((value for value in records.values() if value is not None), None)
+        return cls(pile.name, records, recognised(first), image_root(pile.path, pile.image_root))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +219,7 @@ class Loader:
         source = self.sources[domain]
         try:
             raw = source.records[index]
-            return parse_record(raw, file=source.records.file, index=index, domain=source.name)
+            return parse_record(raw, file=source.records.file, index=index, domain=source.name, layout=source.layout)
         except UserError as error:
             raise RecordProblem(BAD_RECORD, str(error), f"{source.name}/{index}") from None
 

@@ -111,7 +111,7 @@ class Mixture:
           UserError: a domain cannot be opened, no image fits into a row, or `data.shards` does not divide the rows.
         """
         check_room(data, image)
-        sources = tuple(RecordSource.open(domain.name, domain.path, domain.image_root) for domain in data.domains)
+        sources = tuple(RecordSource.open(domain) for domain in data.domains)
         layout = Layout.of(data, image, tokenizer)
         loader = Loader(sources, tokenizer, layout)
         return cls(data, loader, seed=seed, rows=rows, epochs=epochs, part=part, parts=parts)

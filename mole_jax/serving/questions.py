@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mole_jax import config_json
-from mole_jax.data.json_file import decode
-from mole_jax.data.records import check_text
+from mole_jax.data.containers.json_file import decode
+from mole_jax.data.layouts.layout import check_text
 from mole_jax.errors import UserError, nearest
 from mole_jax.files import explained, made
 from mole_jax.serving.assistant import Assistant

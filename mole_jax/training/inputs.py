@@ -34,8 +34,7 @@ def look(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         UserError: a held-out set cannot be opened; told now and not after the training.
     """
     tasks = {
-        f"held-out data of task {task.name}": fingerprint(RecordSource.open(task.name, task.path, task.image_root))
-        for task in config.evaluation.tasks
+        f"held-out data of task {task.name}": fingerprint(RecordSource.open(task)) for task in config.evaluation.tasks
     }
     content = hashlib.sha256(tokenizer.source_files[0].read_bytes()).hexdigest()
     return {**tasks, "tokenizer": content[:16], **{name: getattr(jax.config, name, None) for name in _SETTINGS}}

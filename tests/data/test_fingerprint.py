@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from mole_jax.config import DomainConfig
 from mole_jax.data.fingerprint import fingerprint
 from mole_jax.data.load import RecordSource
 from tests.data.domains_on_disk import record, write_image
@@ -24,7 +25,7 @@ def folder(tmp_path):
 
 
 def _of(root, name="c.json"):
-    return fingerprint(RecordSource.open("d", str(root / name)))
+    return fingerprint(RecordSource.open(DomainConfig("d", str(root / name))))
 
 
 def test_a_copy_elsewhere_and_other_files_beside_it_change_nothing(folder, tmp_path):

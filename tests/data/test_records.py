@@ -10,8 +10,10 @@ import sys
 import pytest
 
 from mole_jax.config import DomainConfig
+from mole_jax.data.containers.open import image_root, open_records
 from mole_jax.data.conversation import Turn
-from mole_jax.data.records import image_root, parse_record, read_records
+from mole_jax.data.load import RecordSource
+from mole_jax.data.records import parse_record
 from mole_jax.errors import UserError
 from tests.data.domains_on_disk import record, write
 
@@ -237,7 +239,7 @@ def test_a_prepared_tensorflow_datasets_set(tmp_path, monkeypatch, form):
     write(tmp_path, "records", raws)
     subprocess.run([sys.executable, "-c", PREPARE, str(tmp_path), form], check=True, capture_output=True, timeout=100)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    records = pickle.loads(pickle.dumps(read_records(DomainConfig("d", "tfds:tiny:train"))))
+    records = pickle.loads(pickle.dumps(open_records("tfds:tiny:train")))
     found = {}
     for i in range(len(records)):
         example = parse_record(records[i], file=records.file, index=i, domain="d")
@@ -250,7 +252,7 @@ def test_a_prepared_tensorflow_datasets_set(tmp_path, monkeypatch, form):
         expected = (tmp_path / image).read_bytes() if image and form == "columns" else image
         assert example.images == (() if image is None else (expected,))
     with pytest.raises(UserError, match=r"domain d: tfds:tiny:none: cannot be opened in"):
-        read_records(DomainConfig("d", "tfds:tiny:none"))
+        RecordSource.open(DomainConfig("d", "tfds:tiny:none"))
 
 
 @pytest.mark.parametrize(
@@ -260,4 +262,4 @@ def test_a_prepared_tensorflow_datasets_set(tmp_path, monkeypatch, form):
 def test_a_wrong_tfds_name_is_refused(tmp_path, monkeypatch, name, message):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match=message):
-        read_records(DomainConfig("d", name))
+        RecordSource.open(DomainConfig("d", name))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mole_jax.data.json_file import decode
+from mole_jax.data.containers.json_file import decode
 from mole_jax.errors import UserError
 
 TFDS = "tfds:"
@@ -81,6 +81,14 @@ class TfdsRecords(Sequence):
         if image in ("", b""):
             del record["image"]
         return record
+
+    def values(self) -> Iterator[Any]:
+        """Yields all records in order; None for one that cannot be read."""
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except UserError:
+                yield None
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_source": None}

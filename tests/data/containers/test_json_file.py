@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mole_jax.config import DomainConfig
-from mole_jax.data.json_file import FileRecords, decode
-from mole_jax.data.records import read_records
+from mole_jax.data.containers.json_file import FileRecords, decode
+from mole_jax.data.load import RecordSource
 from mole_jax.errors import UserError
 from tests.data.domains_on_disk import record, write
 
@@ -52,13 +52,13 @@ def test_a_file_that_is_no_list_is_refused(tmp_path, content, message):
     path = tmp_path / "r.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        read_records(DomainConfig("photos", str(path)))
+        RecordSource.open(DomainConfig("photos", str(path)))
     assert str(caught.value).startswith(f"domain photos: {path}: ")
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"domain d: .*none\.json: no such file; check the domain's path"):
-        read_records(DomainConfig("d", str(tmp_path / "none.json")))
+        RecordSource.open(DomainConfig("d", str(tmp_path / "none.json")))
 
 
 def test_a_broken_line_is_the_problem_of_its_record_only(tmp_path):
@@ -141,7 +141,7 @@ def test_another_file_is_told_in_one_line(tmp_path, content, message):
     path = tmp_path / "r.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        read_records(DomainConfig("d", str(path)))
+        RecordSource.open(DomainConfig("d", str(path)))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
 

@@ -1,0 +1,32 @@
+"""What every container of records gives: they by index, in order, and a hash of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+
+class Records(Protocol):
+    """The raw records of a domain; can be pickled for worker processes, and then holds no record in memory.
+
+    Attributes:
+      file: name of it, for messages.
+      sha256: hash of its content.
+    """
+
+    file: str
+    sha256: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Returns record `index`, most often a mapping; images in it are paths or encoded bytes.
+
+        Raises:
+          UserError: it cannot be read; the message names file, record and what to do.
+        """
+        ...
+
+    def values(self) -> Iterator[Any]:
+        """Yields all records in order, faster than by index; None for one that cannot be read."""
+        ...
