@@ -36,7 +36,7 @@ from mole_jax.parameters import Tree, flatten, split_trainable
 from mole_jax.serving.sampler import Prompt, Sampler
 from mole_jax.training.flops import step_flops
 from mole_jax.training.setup import compiled_step, prepare
-from mole_jax.weights.formats.peft import NAMES
+from mole_jax.weights.formats.peft import written_names
 from mole_jax.weights.open import open_source
 from mole_jax.weights.peft_config import peft_config
 
@@ -153,7 +153,7 @@ def as_peft(adapter: AdapterConfig, arch: LlavaArchitecture, leaves: dict[str, j
     """Returns a plain LoRA's arrays under PEFT's names and in its layouts."""
     return {
         name: np.array(leaves[path][layer].T)
-        for path, names in NAMES.of(adapter, arch.decoder.layers).items()
+        for path, names in written_names(arch).of(adapter, arch).items()
         for layer, name in enumerate(names)
     }
 
