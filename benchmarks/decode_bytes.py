@@ -2,8 +2,7 @@
 
 No TPU is needed, but libtpu. A step of the 7B with MoLE (E = 3, r = 32) is compiled for one chip at `--layers` layers;
 its loop over the layers then counts as 32. What it must move is the decoder's weights without the embedding, and the
-cache, each read once. The bytes moved are the planner's count, which takes an array that a fusion within a fusion
-slices, and one that is scattered into, as moved whole: the ratio of bytes is an upper bound, that of time is not.
+cache, each read once. The bytes moved are the planner's count, the time is the compiler's estimate.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from mole_jax.planning.groups import axes_of
 from mole_jax.planning.hlo import HloModule, Instruction
@@ -190,35 +190,56 @@ def traffic(module: HloModule, computation: Mapping[str, Instruction], one: Inst
     """
     if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
         return 0
-    inner = module.computations.get((one.called("calls") or [""])[0], {}) if one.opcode == "fusion" else {}
-    return bytes_read(computation, inner, one) + bytes_written(computation, inner, one)
+    return bytes_read(module, computation, one) + bytes_written(module, computation, one)
 
 
-def bytes_read(computation: Mapping[str, Instruction], inner: Mapping[str, Instruction], one: Instruction) -> int:
-    """Returns what an operation reads; `inner` is the computation of a fusion, empty for anything else."""
-    inputs = {int(p.attributes.split(")")[0] or 0): p for p in inner.values() if p.opcode == "parameter"}
+def _fused(module: HloModule, one: Instruction) -> Mapping[str, Instruction]:
+    """Returns the computation of a fusion, empty for anything else."""
+    return module.computations.get((one.called("calls") or [""])[0], {}) if one.opcode == "fusion" else {}
+
+
+def bytes_read(module: HloModule, computation: Mapping[str, Instruction], one: Instruction) -> int:
+    """Returns what an operation reads in main memory."""
     total = 0
-    for number, name in enumerate(one.operands):
+    for name in dict.fromkeys(one.operands):
         operand = computation.get(name)
         if operand is None or any(shape.near for shape in operand.shapes):
             continue
-        parts: list[int | None] = [_part_read(computation, one, name)]
-        if number in inputs:
-            name = inputs[number].name
-            parts = [_part_read(inner, user, name) for user in inner.values() if name in user.operands]
-        sizes = [part for part in parts if part is not None]
-        total += min(operand.bytes, sum(sizes)) if len(sizes) == len(parts) else operand.bytes
+        part = _part_read(module, computation, one, name)
+        # An operand that stands twice is read twice.
+        total += one.operands.count(name) * operand.bytes if part is None else min(operand.bytes, part)
     return total
 
 
-def _part_read(computation: Mapping[str, Instruction], user: Instruction, name: str) -> int | None:
-    """Returns the bytes that an instruction reads of its operand `name`, None if all of it."""
-    place, updates = user.operands.index(name), _updates(computation, user)
-    if user.opcode in ("dynamic-slice", "gather") and place == 0:
+def _part_read(module: HloModule, computation: Mapping[str, Instruction], user: Instruction, name: str) -> int | None:
+    """Returns the bytes that an instruction reads of its operand `name`, None if all of it.
+
+    A fusion is looked into, and so are the fusions and bitcasts in it.
+    """
+    places = [place for place, operand in enumerate(user.operands) if operand == name]
+    if inner := _fused(module, user):
+        inputs = {int(p.attributes.split(")")[0] or 0): p.name for p in inner.values() if p.opcode == "parameter"}
+        return _sum(_part_by_all(module, inner, inputs[place]) for place in places if place in inputs)
+    updates = _updates(computation, user)
+    if user.opcode in ("dynamic-slice", "gather") and places == [0]:
         return user.bytes
-    if place < len(updates):  # a scatter may add to what is there; a slice is put over it
-        return updates[place] if user.opcode == "scatter" else 0
+    if all(place < len(updates) for place in places):  # a scatter may add to what is there; a slice is put over it
+        return sum(updates[place] for place in places) if user.opcode == "scatter" else 0
     return None
+
+
+def _part_by_all(module: HloModule, inner: Mapping[str, Instruction], name: str) -> int | None:
+    """Returns the bytes that all instructions of a fusion read of what is named so, None if all of it."""
+    users = [user for user in inner.values() if name in user.operands]
+    return _sum(
+        _part_by_all(module, inner, user.name) if user.opcode == "bitcast" else _part_read(module, inner, user, name)
+        for user in users
+    )
+
+
+def _sum(parts: Iterable[int | None]) -> int | None:
+    found = list(parts)
+    return None if None in found else sum(part for part in found if part is not None)
 
 
 def _updates(computation: Mapping[str, Instruction], one: Instruction) -> list[int]:
@@ -232,16 +253,23 @@ def _updates(computation: Mapping[str, Instruction], one: Instruction) -> list[i
     return [computation[name].bytes for name in updates]
 
 
-def bytes_written(computation: Mapping[str, Instruction], inner: Mapping[str, Instruction], one: Instruction) -> int:
-    """Returns what an operation writes; see `bytes_read`."""
-    known = inner or computation
-    root = next((each for each in inner.values() if each.is_root), one)
-    outputs = [known[name] for name in root.operands] if inner and root.opcode == "tuple" else [root]
-    total = 0
-    for number, shape in enumerate(one.shapes):
-        output = outputs[number] if len(outputs) == len(one.shapes) else root
-        while output.opcode == "bitcast":
-            output = known[output.operands[0]]
-        if not shape.near:
-            total += (_updates(known, output) or [shape.bytes])[0]
-    return total
+def bytes_written(module: HloModule, computation: Mapping[str, Instruction], one: Instruction) -> int:
+    """Returns what an operation writes in main memory; see `bytes_read`."""
+    written = _written(module, computation, one)
+    alike = len(written) == len(one.shapes)
+    return sum(
+        (updated if (updated := written[number if alike else 0]) is not None else shape.bytes)
+        for number, shape in enumerate(one.shapes)
+        if not shape.near
+    )
+
+
+def _written(module: HloModule, computation: Mapping[str, Instruction], one: Instruction) -> list[int | None]:
+    """Returns for each result what is written of it, None for all; looks through fusions and bitcasts."""
+    while one.opcode == "bitcast" and one.operands[0] in computation:
+        one = computation[one.operands[0]]
+    if inner := _fused(module, one):
+        root = next(each for each in inner.values() if each.is_root)
+        outputs = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        return [_written(module, inner, output)[0] for output in outputs]
+    return [(_updates(computation, one) or [None])[0]]

@@ -179,6 +179,62 @@ def test_what_the_tpu_compiler_writes_otherwise():
     assert cost.traffic == 3 * 3 * 4 * 8 * 4
 
 
+# As a token is decoded: a fusion reads one layer of a stacked kernel through a fusion and a bitcast within it; another
+# puts new keys into a cache that it returns.
+NESTED = """HloModule step, is_scheduled=true
+
+%slice_of (stack: f32[32,8,8], i: s32[]) -> f32[1,8,8] {
+  %stack = f32[32,8,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,8,8]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero), dynamic_slice_sizes={1,8,8}
+}
+
+%product (x: f32[4,8], stack: f32[32,64], i: s32[]) -> f32[4,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %stack = f32[32,64]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %seen = f32[32,8,8]{2,1,0} bitcast(%stack)
+  %layer = f32[1,8,8]{2,1,0} fusion(%seen, %i), kind=kLoop, calls=%slice_of
+  %kernel = f32[8,8]{1,0} bitcast(%layer)
+  ROOT %dot = f32[4,8]{1,0} dot(%x, %kernel), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%put (old: f32[4,100,8], new: f32[4,1,8], i: s32[]) -> f32[4,100,8] {
+  %old = f32[4,100,8]{2,1,0} parameter(0)
+  %new = f32[4,1,8]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %written = f32[4,100,8]{2,1,0} dynamic-update-slice(%old, %new, %zero, %i, %zero)
+}
+
+%write (cache: f32[4,100,8], new: f32[4,8], i: s32[]) -> f32[4,100,8] {
+  %cache = f32[4,100,8]{2,1,0} parameter(0)
+  %new = f32[4,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %one = f32[4,1,8]{2,1,0} bitcast(%new)
+  %made = f32[4,100,8]{2,1,0} fusion(%cache, %one, %i), kind=kLoop, calls=%put
+  ROOT %cast = f32[4,100,8]{2,1,0} bitcast(%made)
+}
+
+ENTRY %main (x: f32[4,8], stack: f32[32,64], cache: f32[4,100,8], i: s32[]) -> (f32[4,8], f32[4,100,8]) {
+  %x = f32[4,8]{1,0} parameter(0)
+  %stack = f32[32,64]{1,0} parameter(1)
+  %cache = f32[4,100,8]{2,1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %y = f32[4,8]{1,0} fusion(%x, %stack, %i), kind=kOutput, calls=%product
+  %written = f32[4,100,8]{2,1,0} fusion(%cache, %y, %i), kind=kLoop, calls=%write
+  ROOT %tuple = (f32[4,8]{1,0}, f32[4,100,8]{2,1,0}) tuple(%y, %written)
+}
+"""
+
+
+def test_fusions_in_fusions_are_looked_through():
+    x, layer, index = 4 * 8 * 4, 8 * 8 * 4, 4
+    # x, one layer of the stack and its number in, y out; then y in, one place of the cache out, and the number again.
+    assert cost_of(HloModule(NESTED), {"data": 1}).traffic == (x + layer + index + x) + (x + x + index)
+
+
 def test_loop_without_a_readable_bound_is_not_guessed():
     with pytest.raises(ValueError, match=r"while\.5"):
         cost_of(HloModule(TPU.replace("constant(3)", "parameter(1)")), {"data": 2, "fsdp": 4})
