@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 QUICK := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow chaos check format bench plan-env pods clean
+.PHONY: help setup quickstart test test-slow chaos check format wheel bench plan-env pods clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,10 +35,7 @@ $(STAMP): requirements.txt
 	@touch $@
 
 quickstart: setup ## train a small LLaVA-MoLE on synthetic data, on this machine, and leave a report
-	$(PYTHON) -m mole_jax.synthetic --output $(QUICK)/data --seed 0 --train 1500 --test 100
-	test -d $(QUICK)/base/checkpoints/0 || \
-	  $(PYTHON) -m mole_jax.convert --input assets/quickstart_base --output $(QUICK)/base --to run
-	$(PYTHON) -m mole_jax.train --config configs/quickstart.py --workdir $(QUICK)/mole
+	$(PYTHON) -m mole_jax.quickstart
 
 test: setup ## the default tests (minutes)
 	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not torch"
@@ -57,6 +54,9 @@ check: setup ## format, lint, types
 format: setup ## format and sort imports
 	$(PYTHON) -m ruff check --fix-only --select I .
 	$(PYTHON) -m ruff format .
+
+wheel: setup ## build the wheel, install it alone, and run the quickstart of it in an empty folder
+	$(PYTHON) -m pytest -q -m slow tests/test_wheel.py
 
 bench: setup ## measure the parts and the step on this machine
 	$(PYTHON) -m benchmarks

@@ -15,6 +15,10 @@ def __getattr__(name: str) -> Any:
         from mole_jax import api
 
         return getattr(api, name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mole-jax")
     raise AttributeError(f"module 'mole_jax' has no attribute '{name}'")
 
 

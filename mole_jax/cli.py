@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import re
@@ -23,11 +24,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mole_jax import config as config_module
-from mole_jax.compat import option_strings
+from mole_jax import recipes
+from mole_jax.compat import none_required, option_strings
 from mole_jax.config import Config, DataConfig, DomainConfig, EvaluationConfig, TaskConfig
 from mole_jax.config_check import check
-from mole_jax.config_json import describe, typed
-from mole_jax.errors import UserError, nearest
+from mole_jax.config_json import describe, from_json, to_json, typed
+from mole_jax.errors import UserError, nearest, program
 
 # What --help shows without a config file: one domain and one task, so that their fields are in it too.
 _SAMPLE = Config(
@@ -60,7 +62,12 @@ def parse(
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(door, description)
     parser.usage = "%(prog)s --config FILE [--SECTION.FIELD VALUE ...] [options]"
-    parser.add_argument("--config", metavar="FILE", help="Python file with get_config() -> mole_jax.config.Config")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="Python file with get_config() -> mole_jax.config.Config, YAML or JSON, or the name of a shipped recipe",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the settings that result as YAML, and exit")
     if extra is not None:
         extra(parser)
     if _wants_help(argv):
@@ -70,10 +77,16 @@ def parse(
         path = where.parse_known_args(argv)[0].config
         source = f"defaults as {path} sets them" if path else "defaults are those of mole_jax.config"
         _help(parser, Options(_execute(path) if path else _SAMPLE), f"settings, by section ({source})")
+    if "--print-config" in argv:
+        none_required(parser)  # such as a workdir, of which the settings say nothing
     arguments, overrides = _known(parser, Options(_SAMPLE), argv)
     if arguments.config is None:
         raise UserError("--config FILE is required (try --help)")
-    return load_config(arguments.config, overrides, other_flags=option_strings(parser)), arguments
+    config = load_config(arguments.config, overrides, other_flags=option_strings(parser))
+    if arguments.print_config:
+        print(as_yaml(config), end="")
+        sys.exit(0)
+    return config, arguments
 
 
 def parse_settings[T](
@@ -105,7 +118,7 @@ def parse_settings[T](
 
 
 def _parser(door: str, description: str) -> Parser:
-    parser = Parser(prog=f"python -m mole_jax.{door}", description=description, add_help=False, allow_abbrev=False)
+    parser = Parser(prog=program(door), description=description, add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true", help="show this and exit")
     return parser
 
@@ -135,7 +148,8 @@ def load_config(path: str, overrides: Sequence[str] = (), *, other_flags: Sequen
     """Returns the config of a file with command-line overrides, its types and values checked.
 
     Args:
-        path: Python file that defines ``get_config() -> Config``.
+        path: Python file that defines ``get_config() -> Config``, YAML or JSON file, or name of a shipped recipe. In
+            YAML and JSON the key ``base`` names one of those, from which settings that the file lacks are taken.
         overrides: such as ``["--optimizer.learning_rate", "1e-4", "--data.domains.0.weight=2"]``.
         other_flags: flags of the door, to be named too when one is misspelt.
 
@@ -174,11 +188,78 @@ def execute[T](path: str, function: str, kind: type[T]) -> T:
 
 
 def _execute(path: str) -> Config:
+    path = recipes.path(path)
+    if Path(path).suffix in WRITTEN:
+        return _read(path)
     config = execute(path, "get_config", Config)
     try:
         return typed(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+WRITTEN = (".yaml", ".yml", ".json")
+"""Suffixes of configs that are written down and not computed."""
+
+
+def as_yaml(config: Config) -> str:
+    """Returns a config as `load_config` reads it from YAML."""
+    import yaml  # as tyro: most starts do without it
+
+    return yaml.safe_dump(to_json(config), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: str, readers: tuple[str, ...] = ()) -> Config:
+    """Returns the config of a YAML or JSON file; `readers` are the files whose ``base`` led to it."""
+    import yaml
+
+    if path in readers:
+        raise UserError(f"{path}: is its own base ({' -> '.join((*readers, path))}); name another")
+    try:
+        value = yaml.load(Path(path).read_text("utf-8"), _loader())  # JSON is YAML
+    except FileNotFoundError:
+        raise UserError(f"--config: no such file '{path}'") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: no YAML ({getattr(error, 'problem', None) or type(error).__name__})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected sections such as model, data and train, found {type(value).__name__}")
+    given = dict(value)
+    if (base := given.pop("base", None)) is None:
+        return from_json(given, where=path)
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base is {base!r:.80}, expected a recipe's name or a file")
+    beside = Path(path).parent / base
+    base = str(beside) if beside.is_file() else recipes.path(base)
+    config = _read(base, (*readers, path)) if Path(base).suffix in WRITTEN else _execute(base)
+    return from_json(_merged(to_json(config), given), where=path)
+
+
+@functools.cache
+def _loader() -> type:
+    """Returns YAML's safe loader with numbers as Python and JSON write them: 2e-5 is text in YAML 1.1."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+    return Loader
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Returns sections with the fields of `over` put over them; lists are replaced whole."""
+    both = {name: (under[name], value) for name, value in over.items() if name in under}
+    return {
+        **under,
+        **over,
+        **{name: _merged(*pair) for name, pair in both.items() if all(isinstance(one, dict) for one in pair)},
+    }
 
 
 def _line(error: BaseException, path: str) -> str:

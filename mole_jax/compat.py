@@ -21,6 +21,15 @@ def option_strings(parser: argparse.ArgumentParser) -> list[str]:
     return [flag for action in parser._actions for flag in action.option_strings]
 
 
+def none_required(parser: argparse.ArgumentParser) -> None:
+    """Lets `parser` do without the flags that it requires.
+
+    Private: ``ArgumentParser._actions``.
+    """
+    for action in parser._actions:
+        action.required = False
+
+
 def job_client() -> Any:
     """Returns this process's client of the coordinator: key-value store and barriers with a time limit.
 

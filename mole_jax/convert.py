@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mole_jax.cli import Parser, load_config
-from mole_jax.errors import UserError, run_door
+from mole_jax.errors import UserError, program, run_door
 from mole_jax.files import absolute
 from mole_jax.terminal import escaped
 from mole_jax.weights.convert import convert
@@ -13,7 +13,7 @@ from mole_jax.weights.formats import choices, recognised
 
 def main() -> None:
     parser = Parser(
-        prog="python -m mole_jax.convert",
+        prog=program("convert"),
         description=f"Convert weights. The input's format is recognised: {recognised()}.",
     )
     parser.add_argument("--input", required=True, help="folder, file or hub name")

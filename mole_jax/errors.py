@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and how a command is run and called."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def nearest(name: str, candidates: Iterable[str], *, cutoff: float = 0.5) -> str
     """Returns ``", did you mean 'x'?"`` for the closest candidate, or an empty string."""
     found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
     return f", did you mean '{found[0]}'?" if found else ""
+
+
+PROGRAM = "mole-jax"
+"""The installed script (`mole_jax.command`)."""
+
+
+def program(door: str) -> str:
+    """Returns how a door was called, and so how to call it or another again."""
+    return (
+        f"{PROGRAM} {door}"
+        if os.path.basename(sys.argv[0]).removesuffix(".exe") == PROGRAM
+        else f"python -m mole_jax.{door}"
+    )
 
 
 def run_door(main: Callable[[], None]) -> None:

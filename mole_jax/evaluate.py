@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from mole_jax import cli
 from mole_jax.config_check import check_tasks
-from mole_jax.errors import run_door
+from mole_jax.errors import program, run_door
 from mole_jax.parallel import compiled
 from mole_jax.parallel.launch import add_flags
 from mole_jax.terminal import escaped, warning
@@ -63,7 +63,7 @@ def _compare_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare() -> None:
-    parser = cli.Parser(prog="python -m mole_jax.evaluate", allow_abbrev=False)
+    parser = cli.Parser(prog=program("evaluate"), allow_abbrev=False)
     _compare_flag(parser)
     parser.add_argument("--workdir")
     flags = parser.parse_args()

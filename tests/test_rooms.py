@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "mole_jax"
 
 FLOORS = (
-    ("plan",),
-    ("study", "planning", "train"),
+    ("plan", "command", "quickstart"),
+    ("study", "planning", "train", "configs"),
     ("training", "evaluate", "generate", "routing", "convert", "lmms"),
     ("evaluation", "api"),
     ("serving",),
@@ -25,6 +25,7 @@ FLOORS = (
     ("parallel", "config_check", "synthetic", "tokenizer", "workdir"),
     ("files", "config_json", "image_spec", "parameters"),
     ("config", "compat"),
+    ("recipes",),
     ("errors",),
     ("terminal", "clip", "forms", "prompts"),
 )

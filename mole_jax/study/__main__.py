@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from mole_jax import cli
-from mole_jax.errors import run_door
+from mole_jax.errors import program, run_door
 from mole_jax.parallel import compiled
 from mole_jax.parallel.launch import add_flags
 from mole_jax.study.parts import part_of
 
 
 def main() -> None:
-    parser = cli.Parser(prog="python -m mole_jax.study", description=__doc__)
+    parser = cli.Parser(prog=program("study"), description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_study() -> Study")
     parser.add_argument("--workdir", required=True, help="folder of the runs and the report; the same call goes on")
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mole_jax.errors import run_door
+from mole_jax.errors import program, run_door
 from mole_jax.files import explained, local
 from mole_jax.synthetic.domains import DOMAINS, generate, texts
 from mole_jax.synthetic.vocabulary import train_tokenizer
@@ -12,7 +12,7 @@ from mole_jax.synthetic.vocabulary import train_tokenizer
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mole_jax.synthetic",
+        prog=program("synthetic"),
         description="Make three synthetic domains that conflict, and captions to pretrain a base on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
