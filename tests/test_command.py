@@ -79,9 +79,8 @@ def test_a_recipe_is_known_by_its_name_where_no_file_has_it(tmp_path, monkeypatc
 
 
 def test_what_print_config_prints_is_read_as_the_same_config(tmp_path):
-    done = run(
-        "train", "--config", "llava15_7b_mole", "--optimizer.learning_rate", "1e-3", "--print-config", cwd=tmp_path
-    )
+    rate = ("--optimizer.learning_rate", "1e-3")
+    done = run("train", "--config", "llava15_7b_mole", *rate, "--print-config", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (tmp_path / "mine.yaml").write_text(done.stdout)
     expected = load_config("llava15_7b_mole", rate)
