@@ -28,7 +28,7 @@ from mole_jax import recipes
 from mole_jax.compat import none_required, option_strings
 from mole_jax.config import Config, DataConfig, DomainConfig, EvaluationConfig, TaskConfig
 from mole_jax.config_check import check
-from mole_jax.config_json import describe, from_json, to_json, typed
+from mole_jax.config_json import EARLIER_NAMES, EARLIER_VALUES, describe, from_json, to_json, typed
 from mole_jax.errors import UserError, nearest, program
 
 # What --help shows without a config file: one domain and one task, so that their fields are in it too.
@@ -297,8 +297,9 @@ class Options[T]:
         """Annotation of every option, by its flag."""
 
     def spelt(self, flag: str) -> str:
-        """Returns a flag whose words may be joined either way as the fields are named here."""
-        return "--" + flag.removeprefix("--").replace("-", self.joint).replace("_", self.joint)
+        """Returns a flag as the fields are named: its words may be joined either way, and it may be an earlier name."""
+        name = flag.removeprefix("--").replace("-", self.joint).replace("_", self.joint)
+        return "--" + EARLIER_NAMES.get(name, name)
 
     def overridden(self, tokens: Sequence[str], others: Sequence[str] = ()) -> T:
         """Returns the value with options applied; `others` are flags to be named too when one is misspelt.
@@ -348,12 +349,17 @@ class Options[T]:
                     raise UserError(f"unknown option '{name}'{nearest(flag, [*self.fields, *others])}")
                 if flag in found and not self._repeats(flag):
                     raise UserError(f"{flag} is given twice")
-                found.setdefault(flag, []).append([value] if equals else [])
+                found.setdefault(flag, []).append([self._today(flag, value)] if equals else [])
             elif not flag:
                 raise UserError(f"unexpected argument '{token}', settings are given as --section.field value")
             else:
-                found[flag][-1].append(token)
+                found[flag][-1].append(self._today(flag, token))
         return found
+
+    @staticmethod
+    def _today(flag: str, value: str) -> str:
+        """Returns what a value that earlier versions had is called today."""
+        return EARLIER_VALUES.get(flag.removeprefix("--"), {}).get(value, value)
 
     def _repeats(self, flag: str) -> bool:
         return self.repeated and typing.get_origin(self.fields[flag]) is tuple

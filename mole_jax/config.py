@@ -165,7 +165,7 @@ class DataConfig:
     """Most examples packed into one row; 1 turns packing off."""
     tiles_per_row: int = 4
     """Most tiles of images in one row; an image is one, or several where the base cuts it. 0: records have none, and no
-    row holds place for them. Earlier versions called it images_per_row."""
+    row holds place for them."""
     max_tiles: int | None = None
     """Most tiles of one image: those of more are made smaller by the base's own settings for it (fewer resolutions, a
     smaller grid, a shorter longest side). None: as the base does."""
@@ -189,6 +189,12 @@ class DataConfig:
     was asked for and how much of it is right is for the data's owner to say; the counts are told at start and end."""
     workers: int = 0
     """Worker processes that read and decode; 0 does it in the training process. Never changes the batches."""
+    images_per_row: dataclasses.InitVar[int | None] = None
+    """What earlier versions called `tiles_per_row`."""
+
+    def __post_init__(self, images_per_row: int | None) -> None:
+        if images_per_row is not None:
+            object.__setattr__(self, "tiles_per_row", images_per_row)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,12 @@ def to_json(value: DataclassInstance) -> dict[str, Any]:
     return {field: _plain(one) for field, one in dataclasses.asdict(value).items()}
 
 
+EARLIER_NAMES: Mapping[str, str] = {"data.images_per_row": "data.tiles_per_row"}
+"""Settings that earlier versions called otherwise."""
+EARLIER_VALUES: Mapping[str, Mapping[str, str]] = {"model.remat": {"dots": "most"}}
+"""Values of settings that have gone, and what comes nearest: "most" recomputes about as little as "dots" did."""
+
+
 ALWAYS: Mapping[str, tuple[str, ...]] = {
     "AdapterConfig": (
         *("kind", "rank", "alpha", "dropout", "targets", "experts", "router_bias", "router_gradient"),
@@ -77,19 +83,17 @@ def _is_instance(value: Any) -> TypeGuard[DataclassInstance]:
 def from_json(values: Mapping[str, Any], *, where: str = "config.json") -> Config:
     """Returns the config of which `to_json` made `values`. A field that is not there takes its default.
 
-    `model.remat` "dots", which earlier versions wrote, is "most" today: it recomputes about as little. So is
-    `data.images_per_row` `data.tiles_per_row`.
+    What earlier versions called otherwise (`EARLIER_NAMES`, `EARLIER_VALUES`) is read as what it is called today.
 
     Raises:
         UserError: an unknown field, a wrong type, or a required field missing; `where` is the file it names.
     """
-    model = values.get("model")
-    if isinstance(model, Mapping) and model.get("remat") == "dots":
-        values = {**values, "model": {**model, "remat": "most"}}
-    data = values.get("data")
-    if isinstance(data, Mapping) and "images_per_row" in data:
-        others = {name: value for name, value in data.items() if name != "images_per_row"}
-        values = {**values, "data": {"tiles_per_row": data["images_per_row"], **others}}
+    for before, now in EARLIER_NAMES.items():
+        section, _, field = before.partition(".")
+        fields = values.get(section)
+        if isinstance(fields, Mapping) and field in fields:
+            others = {name: value for name, value in fields.items() if name != field}
+            values = {**values, section: {now.partition(".")[2]: fields[field], **others}}
     return dataclass_from_json(values, Config, where=where)
 
 
@@ -144,7 +148,7 @@ def _typed(value: Any, annotation: Any, field: str, *, plain: bool, expected: st
         if isinstance(value, list if plain else tuple):
             return tuple(_typed(one, arguments[0], f"{field}.{i}", plain=plain) for i, one in enumerate(value))
     elif origin is Literal:
-        if isinstance(value, str) and value in arguments:
+        if isinstance(value, str) and (value := EARLIER_VALUES.get(field, {}).get(value, value)) in arguments:
             return value
     elif isinstance(value, bool) and annotation is not bool:
         pass  # bool is a subclass of int, but True is no number of steps

@@ -318,3 +318,17 @@ def test_recipes_load_and_fill_their_devices(recipe: Path):
     if "pretrain" in recipe.stem:
         assert config.train.trainable == ("projector",)
         assert config.data.prompt == "plain"
+
+
+def test_what_earlier_versions_called_otherwise_is_read(config_file):
+    file = Path(config_file)
+    file.write_text(
+        CONFIG.replace('"b.json"))', '"b.json")), images_per_row=7').replace(
+            'preset="tiny"', 'preset="tiny", remat="dots"'
+        )
+    )
+    config = load_config(config_file)
+    assert (config.data.tiles_per_row, config.model.remat) == (7, "most")
+    config = load_config(config_file, ["--data.images_per_row", "0", "--model.remat=dots"])
+    assert (config.data.tiles_per_row, config.model.remat) == (0, "most")
+    assert dataclasses.replace(config.data, workers=2).tiles_per_row == 0
