@@ -68,10 +68,11 @@ def _train(config: Config, workdir: epath.Path) -> None:
     startup.lap("checkpoints")
     introduce(run, start, progress)
     with ThreadPoolExecutor(1) as pool, Prefetch(run.mixture) as batches:
-        looked_at = pool.submit(run.mixture.survey)  # pictures are read while the step is compiled
+        lowered = lower_step(run, state, batches.first()) if start < run.total_steps else None
+        looked_at = pool.submit(run.mixture.survey)  # XLA compiles meanwhile and needs no Python, as tracing does
         program: Any = None
-        if start < run.total_steps:
-            program = compile_step(run, state, batches.first())
+        if lowered is not None:
+            program = lowered.compile()
             startup.lap("compilation")
         tell_left_out(run, looked_at.result, progress)
         startup.lap("look at records")
@@ -321,8 +322,8 @@ def save(
             raise
 
 
-def compile_step(run: Run, state: TrainState, batch: Batch) -> jax.stages.Compiled:
-    """Compiles the training step for batches like this one.
+def lower_step(run: Run, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    """Traces the training step for batches like this one, ready to be compiled.
 
     Raises:
         UserError: the processes are about to run different steps, which would wait for ever.
@@ -332,7 +333,7 @@ def compile_step(run: Run, state: TrainState, batch: Batch) -> jax.stages.Compil
     if hosts.together():
         program = hashlib.sha256(lowered.as_text().encode()).hexdigest()[:12]
         hosts.agree("training step", {"compiled program of hash": program})
-    return lowered.compile()
+    return lowered
 
 
 @contextmanager
