@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def test_an_image_is_the_same_in_every_form(loaded, tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     picture.info["exif"] = turned.tobytes()
-    forms = (str(file), file, picture, Image.open(file), array, array[::-1][::-1], [array], (file,))
+    url = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+    forms = (str(file), file, picture, Image.open(file), array, array[::-1][::-1], [array], (file,), url, [url])
     for form in forms:
         np.testing.assert_array_equal(processor("What?", form).images, expected, err_msg=repr(form)[:40])
     # Modes go the way that they go from a file.
@@ -76,6 +78,11 @@ def test_an_image_is_the_same_in_every_form(loaded, tmp_path):
         stored = tmp_path / f"{mode.replace(';', '')}.{'tiff' if mode in ('CMYK', 'I;16') else 'png'}"
         converted.save(stored, **({} if mode in ("CMYK", "I;16") else {"exif": b""}))
         np.testing.assert_array_equal(processor("What?", converted).images, processor("What?", stored).images)
+
+
+def test_a_picture_of_the_web_is_not_fetched(loaded):
+    with pytest.raises(UserError, match=r"image 'https://example.com/a.png' is on the web, .* download it first"):
+        loaded[1]("What?", "https://example.com/a.png")
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,26 @@ import warnings
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, features
 
 from mole_jax.config import ImageAspect
 from mole_jax.data.colour import remarks, to_rgb
 from mole_jax.data.tiling.anyres import is_whole
 from mole_jax.data.tiling.pictures import cut
+from mole_jax.data.urls import is_url, url_content
 from mole_jax.errors import UserError
 from mole_jax.files import is_remote
 from mole_jax.image_spec import AnyRes, ImageSpec
 from mole_jax.terminal import shortened
 
+OPTIONAL_FORMATS = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
+"""Formats that not every build of Pillow can decode, and what it calls them."""
+MISSING_FORMATS = tuple(name for name, feature in OPTIONAL_FORMATS.items() if not features.check(feature))
 # Formats that only decode pixels; EPS, for example, would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"),
+    *(name for name in OPTIONAL_FORMATS if name not in MISSING_FORMATS),
+)
 # A long thin image grows when it is made square; how far beyond `max_pixels` that may go.
 SQUARE_GROWTH = 4
 MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 4096
@@ -37,14 +44,15 @@ def load_tiles(
     (Pillow applies a TIFF's).
 
     Args:
-      image: path relative to `root`, or the content of an image file.
+      image: path relative to `root`, a `data:` URL in base64, or the content of an image file.
       root: folder that the path must stay inside; symbolic links are followed before this is checked.
       spec: how the model takes images; H and W are its size, N those of the image's layout.
       pictures: how many images the example has.
       max_pixels: largest width times height that is decoded.
 
     Raises:
-      UserError: missing, broken or too large image, one too thin to be cut, or a path that leaves `root`.
+      UserError: missing, broken or too large image, one too thin to be cut, a path that leaves `root`, or a URL of the
+        web.
     """
     name = _name(image)
     with _open(image, root, name) as opened:
@@ -116,6 +124,8 @@ def _name(image: str | bytes) -> str:
 
 
 def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Image.Image:
+    if isinstance(image, str) and is_url(image):
+        image = url_content(image, name)
     source = io.BytesIO(image) if isinstance(image, bytes) else _inside(image, root, name)
     try:
         if is_remote(root or "") and isinstance(source, epath.Path):
@@ -128,9 +138,10 @@ def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Ima
     except MemoryError:
         raise
     except Exception as error:  # decoders raise whatever a broken file makes them trip over
+        lacking = f" (this Pillow was built without {', '.join(MISSING_FORMATS)})" if MISSING_FORMATS else ""
         raise UserError(
             f"{name} cannot be read as one of {', '.join(FORMATS)} ({type(error).__name__}); "
-            "replace it or take the record out"
+            f"replace it or take the record out{lacking}"
         ) from None
 
 
@@ -141,10 +152,10 @@ def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Pa
     if not path or "\0" in path:
         raise UserError(f"{name} is not a path; write one relative to {root}")
     longest = max((len(part.encode("utf-8", "surrogatepass")) for part in relative.parts), default=0)
-    if path.startswith("data:") or longest > MOST_NAME_BYTES or len(path) > MOST_PATH_BYTES:
+    if longest > MOST_NAME_BYTES or len(path) > MOST_PATH_BYTES:
         raise UserError(
             f"{name} is no path, a name in one has at most {MOST_NAME_BYTES} bytes and all of it {MOST_PATH_BYTES}; if "
-            "it is the image itself (base64), write it to a file and give that one's path"
+            "it is the image itself (base64), write data:;base64, before it"
         )
     if is_remote(root):
         # A bucket has no symbolic links, and whether the object is there shows when it is read.

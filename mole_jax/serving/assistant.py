@@ -18,6 +18,7 @@ from mole_jax.data.image import image_size, load_tiles
 from mole_jax.data.load import Layout
 from mole_jax.data.template import answer_ends
 from mole_jax.data.tiling.pictures import places, row_taps
+from mole_jax.data.urls import is_url
 from mole_jax.errors import UserError
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
@@ -84,7 +85,7 @@ class Processor:
 def _located(picture: Picture, root: str | Path | None) -> tuple[str | bytes, str | Path | None]:
     """Returns an image's content or path, and the folder that this is relative to."""
     image = content(picture)
-    if root is None and isinstance(image, str):
+    if root is None and isinstance(image, str) and not is_url(image):
         file = Path(image).expanduser().resolve()
         return file.name, file.parent
     return image, root

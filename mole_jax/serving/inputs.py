@@ -15,7 +15,7 @@ from mole_jax.errors import UserError
 from mole_jax.terminal import shortened
 
 type Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-"""A path, an image file's content, a PIL image, or an array of shape (H, W, 3), uint8, RGB."""
+"""A path or `data:` URL, an image file's content, a PIL image, or an array of shape (H, W, 3), uint8, RGB."""
 
 _PICTURES = (str, os.PathLike, bytes, Image.Image, np.ndarray)
 _WANTED = "a path, bytes of an image file, a PIL image or a numpy array (H, W, 3) of uint8"

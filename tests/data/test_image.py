@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import struct
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
-from mole_jax.data.image import FORMATS, check_image, load_image
+from mole_jax.data import urls
+from mole_jax.data.image import FORMATS, MISSING_FORMATS, OPTIONAL_FORMATS, check_image, load_image
 from mole_jax.errors import UserError
 
 LIMITS = {"size": 8, "aspect": "pad", "max_pixels": 10_000}
@@ -166,10 +168,12 @@ def test_an_absolute_path_that_leaves_its_folder_is_refused(root, read):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("iVBORw0KGgo" * 1000, r"a name in one has at most 255 bytes .*; if it is the image itself \(base64\)"),
+        (
+            "iVBORw0KGgo" * 1000,
+            r"at most 255 bytes .*; if it is the image itself \(base64\), write data:;base64, before it",
+        ),
         ("ä" * 128, "a name in one has at most 255 bytes"),
         ("/9j/4AAQSkZJ" * 1000, "is no path, .* if it is the image itself"),
-        ("data:image/png;base64,iVBORw0", "is no path, .* if it is the image itself"),
         ("a/" * 1500, r"cannot be followed|does not exist"),
         ("half \ud83d", r"cannot be followed|does not exist"),
     ],
@@ -184,3 +188,57 @@ def test_what_is_no_name_of_a_file_is_told_shortly(root, path, message, read):
 def test_a_path_needs_a_folder():
     with pytest.raises(UserError, match="set image_root"):
         load_image("a.png", None, **LIMITS)
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "data:;base64,", "DATA:image/png;charset=x;BASE64,"])
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_a_data_url_is_the_image_in_it(head, read):
+    read(head + base64.encodebytes(GOOD).decode(), None, **LIMITS)  # in lines of 76 characters, as MIME wraps it
+    np.testing.assert_array_equal(
+        load_image(head + base64.b64encode(GOOD).decode(), None, **LIMITS), load_image(GOOD, None, **LIMITS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("data:image/png;base64,iVBORw0", r"is not base64 \(cut off\?\); encode the image again"),
+        ("data:image/png;base64,%%%%", "is not base64"),
+        ("data:image/png;base64,", "holds nothing"),
+        ("data:image/png,iVBORw0KGgo=", "is no data:TYPE;base64,TEXT; write it so"),
+        ("data:image/png;base64", "is no data:TYPE;base64,TEXT; write it so"),
+        ("data:;base64,bm8gaW1hZ2U=", "cannot be read as one of JPEG"),
+        ("https://example.com/a.png", "is on the web, .*; download it first"),
+        ("HTTP://example.com/a.png", "is on the web, .*; download it first"),
+    ],
+)
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_a_url_without_an_image_is_refused(url, message, read, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        read(url, tmp_path, **LIMITS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_a_data_url_has_a_limit(monkeypatch, read):
+    monkeypatch.setattr(urls, "MOST_CHARACTERS", 100)
+    with pytest.raises(UserError, match="characters, over 100; write the image to a file"):
+        read("data:;base64," + base64.b64encode(GOOD).decode(), None, **LIMITS)
+
+
+@pytest.mark.parametrize("kind", OPTIONAL_FORMATS)
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_formats_that_pillow_may_lack_are_read(kind, read):
+    if kind in MISSING_FORMATS:
+        pytest.skip(f"this Pillow was built without {kind}")
+    white = _encoded(Image.new("RGB", (8, 8), (255, 255, 255)), kind)
+    assert Image.open(io.BytesIO(white)).format == kind
+    read(white, None, **LIMITS)
+    assert load_image(white, None, **LIMITS).min() >= 254
+
+
+@pytest.mark.parametrize("read", [load_image, check_image])
+def test_what_pillow_lacks_is_told(monkeypatch, read):
+    monkeypatch.setattr("mole_jax.data.image.MISSING_FORMATS", ("AVIF",))
+    with pytest.raises(UserError, match=r"replace it or take the record out \(this Pillow was built without AVIF\)"):
+        read(b"no image at all", None, **LIMITS)
