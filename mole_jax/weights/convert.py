@@ -71,6 +71,8 @@ def convert(
     bare = "" if source.tokenizer else f"without a tokenizer, which {source_path} lacks; "
     numbers = sum(leaf.size for leaf in leaves.values())
     line = f"{output}: {bare}{len(leaves)} arrays, {numbers:,} numbers as {written}"
+    if "vision/patch_embedding" in leaves and source.left_out:
+        line += f"; left out: {len(source.left_out)} tensors that no feature comes from ({source.left_out[0]}, …)"
     if source.quantised is not None:
         line += f"; trained on a base in {source.quantised}, of which this has or names the unquantised weights"
     return line
