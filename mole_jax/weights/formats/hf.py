@@ -96,6 +96,7 @@ FORMAT = Format(
     writes="a HF LLaVA folder: plain LoRA merged",
     kinds=("none", "lora"),
     one_expert=True,
+    library="transformers",
     whole=True,
     check=_check,
     write=_write,

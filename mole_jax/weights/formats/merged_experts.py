@@ -209,6 +209,7 @@ FORMAT = Format(
     writes="a MoLE as a stock mixture of merged experts: Mixtral, Qwen2-MoE or Qwen3-MoE",
     to="hf",
     kinds=("mole",),
+    library="transformers",
     whole=True,
     check=_check,
     write=_write,
