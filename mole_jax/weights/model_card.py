@@ -16,7 +16,7 @@ from etils import epath
 from mole_jax.config import AdapterConfig
 from mole_jax.families import family_of
 from mole_jax.files import read_json
-from mole_jax.forms import MAYBE_NUMBER
+from mole_jax.forms import MAYBE_NUMBER, NUMBER
 from mole_jax.terminal import escaped, shortened
 from mole_jax.weights.format import Export
 from mole_jax.weights.sources import LayeredSource
@@ -32,6 +32,7 @@ _SCORES = {
             "loss": MAYBE_NUMBER,
             "exact": MAYBE_NUMBER,
             "score": MAYBE_NUMBER,
+            "interval": ([NUMBER], None),
             "metric": (str, None),
             "examples": (int, None),
         }
@@ -59,11 +60,11 @@ def model_card(export: Export, library: str, *, expert: int | None = None) -> st
     Raises:
         UserError: a file of the run is damaged.
     """
-    from huggingface_hub import ModelCard, ModelCardData  # a second to import
-
     source = export.source
     if not isinstance(source, LayeredSource) or source.step is None or not source.trained:
         return None
+    from huggingface_hub import ModelCard, ModelCardData  # a second to import
+
     run = _Run(epath.Path(source.name), source.step)
     base, family = _hub_name(export.base_name), family_of(export.architecture)
     data = ModelCardData(
@@ -158,13 +159,16 @@ def _scores(run: _Run) -> str:
         [name, _number(one.get("loss")), _percent(one.get("exact")), *_score(one), str(one.get("examples", ABSENT))]
         for name, one in run.tasks.items()
     ]
-    heads = ["task", "held-out loss", "exact answers", "score x 100", "metric", "examples"]
+    heads = ["task", "held-out loss", "exact answers", "score x 100 (95 % interval)", "metric", "examples"]
     return _section(f"Scores at step {run.evaluated}", heads, rows)
 
 
 def _score(task: Mapping[str, Any]) -> tuple[str, str]:
-    score = task.get("score")
-    return (ABSENT, ABSENT) if score is None else (f"{100 * score:.1f}", task.get("metric") or ABSENT)
+    score, interval = task.get("score"), task.get("interval")
+    if score is None:
+        return ABSENT, ABSENT
+    reach = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval and len(interval) == 2 else ""
+    return f"{100 * score:.1f}{reach}", task.get("metric") or ABSENT
 
 
 def _adapters(adapter: AdapterConfig, expert: int | None) -> str:

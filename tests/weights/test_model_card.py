@@ -67,7 +67,7 @@ def test_a_card_has_what_the_run_says(old, tmp_path):
         f"| {hostile} | - | - |",
         "| document | 33.3 % | 33.3 % |",
         "## Scores at step 4",
-        f"| {hostile} | 0.250 | 12.5 % | 50.0 | exact_match | 4 |",
+        f"| {hostile} | 0.250 | 12.5 % | 50.0 (25.0 to 75.0) | exact_match | 4 |",
         "| document | - | - | - | - | 4 |",
         "| adapter.rank | 2 |",
         "| adapter.experts | 3 |",
