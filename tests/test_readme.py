@@ -34,7 +34,7 @@ def test_every_command_is_known_here_or_in_ci():
     others = [line for line in COMMANDS if line not in DOORS and line not in LAUNCHES]
     assert others == ["make quickstart", "make test"]
     assert all(line in ci for line in others)
-    assert len(DOORS) == 9
+    assert len(DOORS) == 10
     assert LAUNCHES
 
 
@@ -80,6 +80,7 @@ def test_the_doors_of_the_readme_in_their_order(tmp_path):
         for path in (
             "runs/mine",
             "runs/quickstart/lora_hf",
+            "runs/quickstart/lora_peft",
             "runs/quickstart/mole_hf",
             "runs/quickstart/lora",
             "runs/quickstart/scores",

@@ -26,8 +26,8 @@ from mole_jax.families.shared.llava_like import (
     llava_like_rows,
     llava_like_to_hf,
     pooling_head,
+    processor_to_hf,
     read_llava_like,
-    strategy_to_hf,
 )
 from mole_jax.families.shared.names import Row
 from mole_jax.families.shared.processor import STANDARD, Processor, pixels_to_hf
@@ -96,15 +96,7 @@ def _processor(arch: LlavaArchitecture, image: str) -> tuple[dict[str, Any], dic
             "image_processor_type": "LlavaImageProcessor",
             "size": {"shortest_edge": side},
         }
-    own = {
-        "image_token": image,
-        # The class token, which the strategy "default" takes off again.
-        "num_additional_image_tokens": int(arch.vision.class_token),
-        "patch_size": arch.vision.patch_size,
-        "processor_class": "LlavaProcessor",
-        "vision_feature_select_strategy": strategy_to_hf(arch),
-    }
-    return dict(sorted(pixels.items())), own
+    return dict(sorted(pixels.items())), processor_to_hf(arch, image, "LlavaProcessor")
 
 
 def _rows(arch: LlavaArchitecture) -> tuple[Row, ...]:

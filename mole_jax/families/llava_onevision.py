@@ -5,22 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError
+from mole_jax.families.shared.anyres import anyres_pixels, read_anyres, tiles_to_hf
 from mole_jax.families.shared.connectors import canonical
 from mole_jax.families.shared.family import Family
 from mole_jax.families.shared.llava_like import (
-    UNUSED_FIELDS,
-    check_processor,
     llava_like_rows,
     llava_like_to_hf,
     pooling_head,
     read_llava_like,
-    resolutions,
-    same_resolutions,
     strategy_to_hf,
 )
-from mole_jax.families.shared.processor import Processor, pixels_to_hf
+from mole_jax.families.shared.processor import Processor
 from mole_jax.families.shared.section import Section
 from mole_jax.image_spec import AnyRes
 from mole_jax.model.architecture import LlavaArchitecture
@@ -40,46 +36,29 @@ def _most(section: Section) -> int:
 
 
 def _read(top: Section, processor: Processor) -> LlavaArchitecture:
-    top.only("use_image_newline_parameter", True)
     common = read_llava_like(
         top, layer=-1, strategy="full", image_token=151646, tower="siglip_vision_model", decoder="qwen2"
     )
-    side = common["vision"].image_size
-    processor.check_here()
-    arch = LlavaArchitecture(
-        **common,
-        **processor.preparation(CLIP_MEAN, CLIP_STD)._asdict(),
-        image_newline=True,
-        tiling=AnyRes(resolutions(top, _RESOLUTIONS, side), most=_most(top), alone=True),
-        fit="stretch",
-        family="llava_onevision",
-    )
-    same_resolutions(arch, processor)
-    processor.check_same(processor.top, "vision_aspect_ratio", top.get("vision_aspect_ratio", "anyres_max_9"))
-    processor.image.only("do_pad", True)
+    arch = read_anyres(top, processor, common, _RESOLUTIONS, family="llava_onevision", most=_most(top), alone=True)
+    processor.check_same(processor.top, "vision_aspect_ratio", _aspect(arch))
     processor.image.only("do_center_crop", None, False)
-    processor.check_side("size", side, "height", "width")
-    processor.check_side("crop_size", side, "height", "width")
-    check_processor(arch, processor)
+    processor.check_side("size", arch.vision.image_size, "height", "width")
     processor.check_all_read()
-    top.check_all_read(*UNUSED_FIELDS)
     return arch
 
 
-def _config(arch: LlavaArchitecture) -> dict[str, Any]:
+def _aspect(arch: LlavaArchitecture) -> str:
     assert isinstance(arch.tiling, AnyRes)
-    return llava_like_to_hf(arch) | {
-        "image_grid_pinpoints": [list(pair) for pair in arch.tiling.resolutions],
-        "vision_aspect_ratio": f"anyres_max_{arch.tiling.most}",
-    }
+    return f"anyres_max_{arch.tiling.most}"
+
+
+def _config(arch: LlavaArchitecture) -> dict[str, Any]:
+    return llava_like_to_hf(arch) | tiles_to_hf(arch) | {"vision_aspect_ratio": _aspect(arch)}
 
 
 def _processor(arch: LlavaArchitecture, image: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    assert isinstance(arch.tiling, AnyRes)
     side = arch.vision.image_size
-    pixels = pixels_to_hf(arch.mean, arch.std, arch.resample) | {
-        "do_pad": True,
-        "image_grid_pinpoints": [list(pair) for pair in arch.tiling.resolutions],
+    pixels = anyres_pixels(arch) | {
         "image_processor_type": "LlavaOnevisionImageProcessor",
         "processor_class": "LlavaOnevisionProcessor",
         "size": {"height": side, "width": side},
@@ -89,7 +68,7 @@ def _processor(arch: LlavaArchitecture, image: str) -> tuple[dict[str, Any], dic
         "num_image_tokens": arch.features_per_image,
         "processor_class": "LlavaOnevisionProcessor",
         "video_token": "<video>",
-        "vision_aspect_ratio": f"anyres_max_{arch.tiling.most}",
+        "vision_aspect_ratio": _aspect(arch),
         "vision_feature_select_strategy": strategy_to_hf(arch),
     }
     return dict(sorted(pixels.items())), own

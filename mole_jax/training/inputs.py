@@ -14,10 +14,15 @@ from mole_jax.data.load import RecordSource
 from mole_jax.errors import UserError
 from mole_jax.files import read_json, write_json
 from mole_jax.terminal import shortened
-from mole_jax.tokenizer import Tokenizer
+from mole_jax.tokenizer import BESIDE, JSON_FILE, Tokenizer
+from mole_jax.weights.hf_config import GENERATION, PREPROCESSOR, PROCESSOR
 from mole_jax.weights.run import latest_step
+from mole_jax.weights.source import Source
 
 FILE = "inputs.json"
+_ABSENT = "absent"
+_TEXT_FILES = (JSON_FILE, *BESIDE, PROCESSOR, PREPROCESSOR, GENERATION)
+"""Files of the base that decide ids, pictures and what ends an answer, beside the tokenizer's own."""
 _SETTINGS = (
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
@@ -27,8 +32,10 @@ _SETTINGS = (
 """Settings of jax that change the numbers of a run: draws, types, and products."""
 
 
-def look(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns hashes of held-out sets and tokenizer, and the settings of jax, as plain JSON values by what they are.
+def look(config: Config, tokenizer: Tokenizer, base: Source) -> dict[str, Any]:
+    """Returns hashes of held-out sets and of files that decide ids and pictures, and the settings of jax.
+
+    They are plain JSON values by what they are.
 
     Raises:
         UserError: a held-out set cannot be opened; told now and not after the training.
@@ -36,15 +43,18 @@ def look(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     tasks = {
         f"held-out data of task {task.name}": fingerprint(RecordSource.open(task)) for task in config.evaluation.tasks
     }
-    content = hashlib.sha256(tokenizer.source_files[0].read_bytes()).hexdigest()
-    return {**tasks, "tokenizer": content[:16], **{name: getattr(jax.config, name, None) for name in _SETTINGS}}
+    own, *beside = tokenizer.source_files
+    there = {file.name: file for file in (*beside, *base.processor_files)}
+    files = {name: _hash(there[name]) if name in there else _ABSENT for name in _TEXT_FILES}
+    settings = {name: getattr(jax.config, name, None) for name in _SETTINGS}
+    return {**tasks, "tokenizer": _hash(own), **files, **settings}
 
 
 def check(workdir: epath.Path, found: dict[str, Any]) -> str | None:
     """Compares with what the run in `workdir` was given, where one has begun (evaluated or saved).
 
     Returns:
-        What to say of a run of an older version, of which that is not known; otherwise None.
+        What to say of a run of an older version, of which some of that is not known; otherwise None.
 
     Raises:
         UserError: something else; the message names the first.
@@ -57,18 +67,25 @@ def check(workdir: epath.Path, found: dict[str, Any]) -> str | None:
             f"{file}: is not there (older versions wrote none); whether held-out data or tokenizer changed is not known"
         )
     before = read_json(file, remedy="delete it to resume without its check")
-    for name in before.keys() & found.keys():
-        if before[name] != found[name]:
+    for name, now in found.items():
+        if before.get(name, now) != now:
             raise UserError(
-                f"{workdir}: holds a run whose {shortened(name)} was {_text(before[name])} and is {_text(found[name])} "
-                "now; put it back to resume that run, or choose another --workdir"
+                f"{workdir}: holds a run whose {shortened(name)} was {_text(before[name])} and is {_text(now)} now; "
+                "put it back to resume that run, or choose another --workdir"
             )
-    return None
+    unknown = [name for name in _TEXT_FILES if name not in before]
+    return (
+        f"{file}: an older version wrote it; whether {' or '.join(unknown)} changed is not known" if unknown else None
+    )
 
 
 def write(workdir: epath.Path, found: dict[str, Any]) -> None:
     """Writes down what a run is given."""
     write_json(workdir / FILE, found)
+
+
+def _hash(file: epath.Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _text(value: Any) -> str:

@@ -105,7 +105,7 @@ def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = 
     # Whoever opens the run cuts pictures as it was trained on them.
     arch = dataclasses.replace(arch, tiling=taken(config.data, arch.image).tiling)
     check_room(config.data, arch.image, positions=arch.decoder.max_position)
-    given = inputs.look(config, tokenizer)
+    given = inputs.look(config, tokenizer, source)
     unchecked.append(hosts.first("inputs", lambda: inputs.check(workdir, given)))
     part, parts = reader(mesh)
     mixture = Mixture.build(

@@ -10,7 +10,7 @@ from etils import epath
 
 from mole_jax.config import AdapterConfig, MeshConfig
 from mole_jax.errors import UserError
-from mole_jax.files import absolute, explained, made
+from mole_jax.files import absolute, explained, made, write_text
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.parameters import group_of
@@ -18,6 +18,7 @@ from mole_jax.weights import formats
 from mole_jax.weights.format import DTYPES, Export, Format, Given
 from mole_jax.weights.leaf import Leaf, as_leaf, types_by_size
 from mole_jax.weights.merge import single_expert
+from mole_jax.weights.model_card import FILE, model_card
 from mole_jax.weights.open import open_source
 from mole_jax.weights.source import Source
 
@@ -63,14 +64,19 @@ def convert(
     chosen.check(export)
     leaves = _leaves(chosen, export, None if dtype is None else DTYPES[dtype])
     kept = leaves if expert is None else single_expert(leaves, source.adapter, expert, where=source_path)[0]
+    card = model_card(export, chosen.library, expert=expert) if chosen.library else None
     assert chosen.write is not None
     with explained(output):  # the input has been opened: what the system refuses from here on is the output
         made(absolute(output))
         chosen.write(dataclasses.replace(export, leaves=kept), output)
+        if card is not None and not (absolute(output) / FILE).exists():  # a user's own stays
+            write_text(absolute(output) / FILE, card)
     written = " and ".join(one.name for one in types_by_size(leaves.values()))
     bare = "" if source.tokenizer else f"without a tokenizer, which {source_path} lacks; "
     numbers = sum(leaf.size for leaf in leaves.values())
     line = f"{output}: {bare}{len(leaves)} arrays, {numbers:,} numbers as {written}"
+    if "vision/patch_embedding" in leaves and source.left_out:
+        line += f"; left out: {len(source.left_out)} tensors that no feature comes from ({source.left_out[0]}, …)"
     if source.quantised is not None:
         line += f"; trained on a base in {source.quantised}, of which this has or names the unquantised weights"
     return line

@@ -150,6 +150,8 @@ class Format:
     """It keeps all settings of the adapters; the others have no place for a shared expert or another way to route."""
     one_expert: bool = False
     """It can be made of one expert, as a plain LoRA."""
+    library: str = ""
+    """What the hub calls the library that loads it; beside what a run has trained goes a model card for it."""
     whole: bool = False
     """It is a whole model in which nothing tells what was trained: that is written in the type of the rest."""
     wants: Callable[[Export, str, str], bool] = all_arrays

@@ -40,6 +40,7 @@ class HfCheckpoint:
         folder: the local folder.
         folders: it, and the vision tower's where that is apart.
         architecture: what its config.json says.
+        left_out: names of tensors that compute nothing of the model, such as a SigLIP's pooling head.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class HfCheckpoint:
         }
         self._tensors = tensors
         self._stored = _account(folder, architecture, self._specs, tensors)
+        family = family_of(architecture)
+        self.left_out = tuple(name for name in tensors.shapes if family.unused(family.canonical(name)))
 
     @classmethod
     def open(cls, folder: PathLike) -> HfCheckpoint:

@@ -10,6 +10,7 @@ import math
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -105,7 +106,7 @@ class TensorFolder:
         return self._file_of[name].read(name, index)
 
 
-class _ByRows:
+class _ByRows(ABC):
     """A safetensors file of whose tensors the rows that are asked for are read, and no more."""
 
     path: epath.Path
@@ -114,9 +115,9 @@ class _ByRows:
     _places: dict[str, int]
     """First byte of every tensor."""
 
+    @abstractmethod
     def _numbers(self, dtype: np.dtype, place: int, count: int) -> np.ndarray:
         """Reads so many numbers from a byte on; fewer where the file ends."""
-        raise NotImplementedError
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         shape, dtype = self.shapes[name], np.dtype(self.types[name])

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import jax
+from etils import epath
 
 from mole_jax.config import AdapterConfig, ImageAspect, PromptName, Quantisation
 from mole_jax.model.architecture import LlavaArchitecture
@@ -44,6 +45,16 @@ class Source(Protocol):
     @property
     def tokenizer(self) -> str | None:
         """Folder with the tokenizer's files, if there is one."""
+        ...
+
+    @property
+    def processor_files(self) -> tuple[epath.Path, ...]:
+        """Files beside the weights that say how pictures are prepared and what ends an answer; a run says it itself."""
+        ...
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of stored tensors that compute nothing of the model, and which are not read."""
         ...
 
     @property

@@ -20,7 +20,7 @@ from mole_jax.files import absolute, read_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.foreign import HEADER, own_entry
 from mole_jax.weights.hf_checkpoint import HfCheckpoint, content_hash
-from mole_jax.weights.hf_config import CONFIG
+from mole_jax.weights.hf_config import CONFIG, GENERATION, PREPROCESSOR, PROCESSOR
 from mole_jax.weights.leaf import Leaf, Leaves, as_leaf
 from mole_jax.weights.source import Abstract, Source
 
@@ -51,6 +51,15 @@ class HfSource:
         said = own_entry(read_json(where).get(HEADER, {}), where=str(where))
         tokenizer = tokenizer_in(epath.Path(checkpoint.folder))
         return cls(checkpoint, checkpoint.architecture, tokenizer, said.prompt, said.image_aspect)
+
+    @property
+    def processor_files(self) -> tuple[epath.Path, ...]:
+        files = (self.checkpoint.folder / name for name in (PROCESSOR, PREPROCESSOR, GENERATION))
+        return tuple(file for file in files if file.is_file())
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        return self.checkpoint.left_out
 
     def content_hash(self) -> str:
         hashes = [content_hash(folder) for folder in self.checkpoint.folders]
@@ -133,6 +142,7 @@ class LayeredSource:
     """Hash of the base that the own arrays belong to. None: they do not say."""
     step: int | None = None
     quantised: Quantisation | None = None
+    processor_files = ()
 
     @functools.cached_property
     def base(self) -> Source:
@@ -154,6 +164,10 @@ class LayeredSource:
     def base_hash(self) -> str:
         """Hash of the base; it is only opened where the own arrays do not say."""
         return self.recorded_hash or self.base.content_hash()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        return () if self.base_name is None else self.base.left_out
 
     def content_hash(self) -> str:
         # Over the arrays, not the files: orbax lays the same arrays out in other bytes at another time.
@@ -191,6 +205,8 @@ class RandomSource:
     prompt = None
     image_aspect = None
     tokenizer = None
+    processor_files = ()
+    left_out = ()
     step = None
 
     def content_hash(self) -> str:

@@ -124,6 +124,29 @@ def test_other_layouts_of_names_read_the_same(name, tmp_path):
             np.testing.assert_array_equal(other.read(path), golden.read(path), err_msg=path)
 
 
+@pytest.mark.parametrize("prefix", ["vision_tower.", "vision_tower.vision_model."])
+def test_a_pooling_head_that_nothing_uses_is_left_out_with_a_word(prefix, tmp_path):
+    """Also under a run: what it stands on is the base's folder."""
+    base, tensors = shutil.copytree(FOLDER / "llava_qwen2", tmp_path / "base"), {}
+    for file in base.glob("*.safetensors"):
+        tensors |= load_file(file)
+        file.unlink()
+    head = {
+        f"{prefix}head.probe": np.zeros((1, 1, 32), np.float32),
+        f"{prefix}head.attention.in_proj_bias": np.ones(96),
+    }
+    save_file(tensors | head, base / "model.safetensors")
+    (base / "model.safetensors.index.json").unlink(missing_ok=True)
+    trained_run(tmp_path / "run", base, kind="lora")
+    told = re.escape(f"left out: 2 tensors that no feature comes from ({prefix}head.")
+    for source in ("base", "run"):
+        assert re.search(told, convert(str(tmp_path / source), str(tmp_path / f"{source}_hf"), "hf"))
+        written = load_file(tmp_path / f"{source}_hf" / "model.safetensors")
+        assert not [name for name in written if ".head." in name]
+    for source, to in (("run", "peft"), ("base_hf", "hf")):
+        assert "left out" not in convert(str(tmp_path / source), str(tmp_path / f"{source}_{to}"), to)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_architecture_survives_a_run_s_own_json(name):
     arch = HfCheckpoint.open(FOLDER / name).architecture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,9 +10,13 @@ from pathlib import Path
 import jax
 import pytest
 
+from mole_jax.config import Config
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
+from mole_jax.tokenizer import Tokenizer
+from mole_jax.training import inputs
 from mole_jax.training.loop import train
+from mole_jax.weights.open import open_source
 from tests import tiny
 
 
@@ -87,6 +92,36 @@ def test_another_tokenizer_is_refused(copy):
         file.write(b"\x12\x00")  # another, empty setting of its trainer
     with pytest.raises(UserError, match="holds a run whose tokenizer was"):
         _resume(copy)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "tokenizer.json"])
+def test_another_text_file_beside_the_tokenizer_is_refused(copy, name):
+    """One that has come, and one that was there and has changed."""
+    file = copy / "tokenizer" / name
+    there = file.exists()
+    with file.open("ab") as end:
+        end.write(b" " if there else b"{}")
+    before = r"'\w{16}'" if there else "'absent'"
+    with pytest.raises(UserError, match=rf"holds a run whose {name} was {before} and is '\w{{16}}' now; put it back"):
+        _resume(copy)
+
+
+def test_the_processors_files_of_the_base_count(goldens):
+    base = open_source(str(goldens / "families" / "llava_onevision"))
+    found = inputs.look(Config(), Tokenizer.load(base.tokenizer), base)
+    for name in ("chat_template.jinja", "processor_config.json", "generation_config.json"):
+        there = goldens / "families" / "llava_onevision" / name
+        assert found[name] == hashlib.sha256(there.read_bytes()).hexdigest()[:16], name
+    assert found["special_tokens_map.json"] == "absent"
+
+
+def test_a_run_that_never_heard_of_these_files_goes_on_with_a_word(copy, capsys):
+    file = copy / "run" / "inputs.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({name: one for name, one in known.items() if not name.endswith((".json", ".jinja"))}))
+    _resume(copy)
+    assert "an older version wrote it; whether tokenizer.json or tokenizer_config.json or " in capsys.readouterr().err
+    assert json.loads(file.read_text()) == known
 
 
 @pytest.mark.parametrize(("name", "value"), [("jax_default_prng_impl", "rbg"), ("jax_threefry_partitionable", False)])

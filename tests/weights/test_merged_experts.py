@@ -15,6 +15,7 @@ from mole_jax.config import ATTENTION_TARGETS
 from mole_jax.errors import UserError
 from mole_jax.parameters import unflatten
 from mole_jax.weights.convert import convert
+from mole_jax.weights.open import open_source
 from tests.weights.mixtral_reference import decoder_logits
 from tests.weights.runs import example, logits, trained_run
 
@@ -93,3 +94,14 @@ def test_what_is_no_mixtral_is_refused_with_the_reason(goldens, tmp_path, settin
         convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf", "float32")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("base", ["tiny_llava", "families/llava_qwen2", "families/llava_qwen3"])
+def test_it_is_not_read_back_and_says_what_to_use(goldens, tmp_path, base):
+    trained_run(tmp_path / "run", goldens / base, kind="mole")
+    convert(str(tmp_path / "run"), str(tmp_path / "hf"), "hf")
+    kind = json.loads((tmp_path / "hf" / "config.json").read_text())["text_config"]["model_type"]
+    message = rf"config.json: is a mixture of merged experts \({kind}\).* use the run that it was made of"
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(str(tmp_path / "hf"))
+    assert "\n" not in str(caught.value)

@@ -11,11 +11,9 @@ from mole_jax.families.shared.names import Row
 from mole_jax.families.shared.processor import Processor
 from mole_jax.families.shared.section import Section
 from mole_jax.families.shared.towers import clip_from_hf, siglip_from_hf, vit_rows, vit_to_hf
-from mole_jax.image_spec import AnyRes
 from mole_jax.model.architecture import CLIP_L_336, LlavaArchitecture, VisionArchitecture
 
 SIGLIP_TYPES = ("siglip_vision_model",)
-_MOST_RESOLUTIONS = 1_000
 UNUSED_FIELDS = ("image_seq_length", "video_token_index", "video_token_id", "vocab_size")
 """Fields that LLaVA-like configs have and that their model does not use: what the processor counts, tokens of videos
 (which are not read), and the size of the vocabulary, which is the decoder's to say."""
@@ -122,40 +120,19 @@ def pooling_head(name: str) -> bool:
     return name.startswith(("vision_tower.head.", "vision_tower.vision_model.head."))
 
 
-def resolutions(section: Section, default: tuple[tuple[int, int], ...], side: int) -> tuple[tuple[int, int], ...]:
-    """Returns ``image_grid_pinpoints``: height and width of each, in pixels.
-
-    Raises:
-        UserError: they are no such list, or not multiples of the tile's `side`.
-    """
-    value = section.get("image_grid_pinpoints")
-    if value is None:
-        return default
-    pairs: list[Any] = value if isinstance(value, list) and 0 < len(value) <= _MOST_RESOLUTIONS else [value]
-    return tuple(_resolution(section, pair, side) for pair in pairs)
-
-
-def _resolution(section: Section, pair: Any, side: int) -> tuple[int, int]:
-    whole = isinstance(pair, list) and len(pair) == 2 and all(type(one) is int for one in pair)
-    if not whole or any(one < side or one % side or one > side * _MOST_RESOLUTIONS for one in pair):
-        raise UserError(
-            f"{section.where}: 'image_grid_pinpoints' has {pair!r}, expected [height, width] in multiples of the "
-            f"tower's {side} pixels"
-        )
-    return pair[0], pair[1]
+def processor_to_hf(arch: LlavaArchitecture, image: str, kind: str) -> dict[str, Any]:
+    """Returns the processor_config.json of LLaVA and LLaVA-NeXT; `kind` is its class in transformers."""
+    return {
+        "image_token": image,
+        # The class token, which the strategy "default" takes off again.
+        "num_additional_image_tokens": int(arch.vision.class_token),
+        "patch_size": arch.vision.patch_size,
+        "processor_class": kind,
+        "vision_feature_select_strategy": strategy_to_hf(arch),
+    }
 
 
 def check_processor(arch: LlavaArchitecture, processor: Processor) -> None:
     """Raises `UserError` if processor_config.json contradicts config.json."""
     processor.check_same(processor.top, "patch_size", arch.vision.patch_size)
     processor.check_same(processor.top, "vision_feature_select_strategy", strategy_to_hf(arch))
-
-
-def same_resolutions(arch: LlavaArchitecture, processor: Processor) -> None:
-    """Raises `UserError` if the processor cuts pictures for other resolutions than the model puts together."""
-    assert isinstance(arch.tiling, AnyRes)
-    found = resolutions(processor.image, arch.tiling.resolutions, arch.vision.image_size)
-    if found != arch.tiling.resolutions:
-        raise UserError(
-            f"{processor.image.where}: 'image_grid_pinpoints' are others than in config.json; the two contradict"
-        )

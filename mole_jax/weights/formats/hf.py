@@ -12,6 +12,7 @@ from mole_jax.files import PathLike, read_json
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.format import Export, Format, Given
 from mole_jax.weights.formats.llava import LANGUAGE_MODELS
+from mole_jax.weights.formats.merged_experts import check_no_mixture
 from mole_jax.weights.hf_checkpoint import HfCheckpoint, foreign_tensors
 from mole_jax.weights.hf_config import CONFIG
 from mole_jax.weights.hf_folder import Beside, write_folder
@@ -26,10 +27,11 @@ def _recognise(given: Given) -> bool:
 
 
 def _read(given: Given) -> HfSource:
-    if read_json(given.path / CONFIG).get("model_type") in LANGUAGE_MODELS:
-        raise UserError(
-            f"{given.path / CONFIG}: is a language model alone; make a LLaVA of it with convert --vision CLIP_FOLDER"
-        )
+    where = given.path / CONFIG
+    config = read_json(where)
+    if config.get("model_type") in LANGUAGE_MODELS:
+        raise UserError(f"{where}: is a language model alone; make a LLaVA of it with convert --vision CLIP_FOLDER")
+    check_no_mixture(config, where=where)
     return HfSource.of(HfCheckpoint.open(str(given.path)))
 
 
@@ -94,6 +96,7 @@ FORMAT = Format(
     writes="a HF LLaVA folder: plain LoRA merged",
     kinds=("none", "lora"),
     one_expert=True,
+    library="transformers",
     whole=True,
     check=_check,
     write=_write,

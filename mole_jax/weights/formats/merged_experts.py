@@ -12,6 +12,9 @@ share; its output matrix is zero here.
 
 Frozen attention takes its plain LoRA merged. In bfloat16 transformers also computes the router in bfloat16, where
 tokens near a tie may choose the other expert.
+
+It is not read back: a merged expert does not say which part of it was the base, so neither adapters nor a base to train
+could be made of it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from mole_jax.config import AdapterConfig
 from mole_jax.errors import UserError
 from mole_jax.families import write_architecture
 from mole_jax.families.shared.decoders import kind_of
+from mole_jax.files import PathLike
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.format import Export, Format
 from mole_jax.weights.hf_checkpoint import foreign_tensors
@@ -88,6 +92,17 @@ MIXTURES: Mapping[str, Mixture] = {
     ),
 }
 """By the kind of the dense decoder."""
+
+
+def check_no_mixture(config: Mapping[str, Any], *, where: PathLike) -> None:
+    """Raises `UserError` if the content of a config.json is of such a mixture."""
+    text = config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    if any(one.kind == kind for one in MIXTURES.values()):
+        raise UserError(
+            f"{where}: is a mixture of merged experts ({kind}), which is for transformers and is not read here; use "
+            "the run that it was made of, or that run's --to mole folder"
+        )
 
 
 def check(adapter: AdapterConfig, *, where: str) -> None:
@@ -194,6 +209,7 @@ FORMAT = Format(
     writes="a MoLE as a stock mixture of merged experts: Mixtral, Qwen2-MoE or Qwen3-MoE",
     to="hf",
     kinds=("mole",),
+    library="transformers",
     whole=True,
     check=_check,
     write=_write,

@@ -209,6 +209,7 @@ FORMAT = Format(
     writes="a PEFT adapter folder (plain LoRA)",
     kinds=("lora",),
     one_expert=True,
+    library="peft",
     wants=trained_arrays,
     check=_check,
     write=_write,
