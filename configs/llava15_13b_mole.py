@@ -5,14 +5,13 @@ is 26 GB in bf16, about 3.3 GB on each of 8 devices.
 """
 
 import dataclasses
-import runpy
-from pathlib import Path
 
+from mole_jax import recipes
 from mole_jax.config import Config
 
 
 def get_config() -> Config:
-    config: Config = runpy.run_path(str(Path(__file__).with_name("llava15_7b_mole.py")))["get_config"]()
+    config = recipes.config("llava15_7b_mole")
     return dataclasses.replace(
         config,
         name="llava15-13b-mole",

@@ -5,14 +5,13 @@ The update is that of the 7B recipe; on several devices take `--mesh.data -1` an
 """
 
 import dataclasses
-import runpy
-from pathlib import Path
 
+from mole_jax import recipes
 from mole_jax.config import Config, MeshConfig
 
 
 def get_config() -> Config:
-    config: Config = runpy.run_path(str(Path(__file__).with_name("llava15_7b_mole.py")))["get_config"]()
+    config = recipes.config("llava15_7b_mole")
     return dataclasses.replace(
         config,
         name="llava15-7b-mole-int8",

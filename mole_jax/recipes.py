@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import runpy
 from pathlib import Path
 
+from mole_jax.config import Config
 from mole_jax.errors import UserError, nearest
 
 _HERE = Path(__file__).parent
@@ -28,6 +30,11 @@ def names() -> dict[str, str]:
         if any(isinstance(node, ast.FunctionDef) and node.name == "get_config" for node in module.body):
             found[file.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
     return found
+
+
+def config(name: str) -> Config:
+    """Returns the config of a recipe, for others that change a few of its settings, wherever they lie."""
+    return runpy.run_path(str(folder() / f"{name}.py"))["get_config"]()
 
 
 def path(config: str) -> str:

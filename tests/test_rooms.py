@@ -23,9 +23,8 @@ FLOORS = (
     ("model",),
     ("adapters", "cli"),
     ("parallel", "config_check", "synthetic", "tokenizer", "workdir"),
-    ("files", "config_json", "image_spec", "parameters"),
+    ("files", "config_json", "image_spec", "parameters", "recipes"),
     ("config", "compat"),
-    ("recipes",),
     ("errors",),
     ("terminal", "clip", "forms", "prompts"),
 )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError, nearest
-from mole_jax.image_spec import Fit, ImageSpec, Resample, Single, Tiling
+from mole_jax.image_spec import AnyRes, Fit, Grid, ImageSpec, Resample, Single, Split, Tiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,9 +226,112 @@ def _llama(width: int, mlp_width: int, layers: int, heads: int, vocab: int = 320
     )
 
 
+def _siglip(width: int, mlp_width: int, layers: int, heads: int, image_size: int, **other) -> VisionArchitecture:
+    return VisionArchitecture(
+        **{"patch_size": 14, "class_token": False, "patch_bias": True, "pre_norm": False, **other},
+        width=width,
+        mlp_width=mlp_width,
+        layers=layers,
+        heads=heads,
+        image_size=image_size,
+        norm_eps=1e-6,
+        activation="gelu_tanh",
+    )
+
+
+def _qwen2_half(vocab: int, **other) -> DecoderArchitecture:
+    """Returns Qwen2's and Qwen2.5's 0.5B."""
+    return DecoderArchitecture(
+        vocab=vocab,
+        width=896,
+        mlp_width=4864,
+        layers=24,
+        heads=14,
+        kv_heads=2,
+        head_dim=64,
+        max_position=32768,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        qkv_bias=True,
+        bos_id=None,
+        eos_id=151645,
+        pad_id=151643,
+        **other,
+    )
+
+
+def _resolutions(side: int, *grids: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    return tuple((rows * side, columns * side) for rows, columns in grids)
+
+
+_HALF = (0.5, 0.5, 0.5)
+
 PRESETS: dict[str, LlavaArchitecture] = {
     "vicuna-7b": LlavaArchitecture(CLIP_L_336, _llama(4096, 11008, 32, 32), image_token_id=32000),
     "vicuna-13b": LlavaArchitecture(CLIP_L_336, _llama(5120, 13824, 40, 40), image_token_id=32000),
+    # llava-v1.6-mistral-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, SmolVLM-500M-Instruct and InternVL3-1B-hf.
+    "llava-next-mistral-7b": LlavaArchitecture(
+        CLIP_L_336,
+        _llama(4096, 14336, 32, 32, kv_heads=8, max_position=32768, rope_theta=1e6),
+        image_token_id=32000,
+        image_newline=True,
+        tiling=AnyRes(_resolutions(336, (1, 2), (2, 1), (2, 2), (3, 1), (1, 3))),
+        fit="stretch",
+        family="llava_next",
+    ),
+    "llava-onevision-0.5b": LlavaArchitecture(
+        _siglip(1152, 4304, 26, 16, image_size=384),
+        _qwen2_half(152000, tied_head=True),
+        image_token_id=151646,
+        feature_layer=-1,
+        feature_select="full",
+        image_newline=True,
+        tiling=AnyRes(
+            _resolutions(384, *((rows, columns) for rows in range(1, 7) for columns in range(1, 7))), most=9, alone=True
+        ),
+        fit="stretch",
+        mean=_HALF,
+        std=_HALF,
+        family="llava_onevision",
+    ),
+    "smolvlm-500m": LlavaArchitecture(
+        _siglip(768, 3072, 12, 12, image_size=512, patch_size=16, post_norm="applied", fractional_positions=True),
+        _llama(960, 2560, 32, 15, vocab=49280, kv_heads=5, max_position=8192, rope_theta=1e5),
+        image_token_id=49190,
+        feature_layer=-1,
+        connector=ConnectorArchitecture(layers=1, bias=False, shuffle=4),
+        tiling=Split(longest=2048),
+        fit="stretch",
+        resample="lanczos",
+        mean=_HALF,
+        std=_HALF,
+        family="smolvlm",
+    ),
+    "internvl3-1b": LlavaArchitecture(
+        VisionArchitecture(
+            width=1024,
+            mlp_width=4096,
+            layers=24,
+            heads=16,
+            image_size=448,
+            patch_size=14,
+            norm_eps=1e-6,
+            activation="gelu",
+            patch_bias=True,
+            pre_norm=False,
+            post_norm="none",
+            layer_scale=True,
+        ),
+        _qwen2_half(151674),
+        image_token_id=151667,
+        feature_layer=-1,
+        connector=ConnectorArchitecture(shuffle=2, norm=True),
+        tiling=Grid(least=1, most=12),
+        fit="stretch",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        family="internvl",
+    ),
     # For real text at laptop size: the Llama tokenizer's 32,000 pieces and <image>.
     "small": LlavaArchitecture(
         VisionArchitecture(width=128, mlp_width=512, layers=4, heads=4, image_size=112, patch_size=14),

@@ -36,6 +36,10 @@ HUB_PRESETS = {
     "liuhaotian/llava-v1.5-7b": "vicuna-7b",
     "llava-hf/llava-1.5-13b-hf": "vicuna-13b",
     "liuhaotian/llava-v1.5-13b": "vicuna-13b",
+    "llava-hf/llava-v1.6-mistral-7b-hf": "llava-next-mistral-7b",
+    "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": "llava-onevision-0.5b",
+    "HuggingFaceTB/SmolVLM-500M-Instruct": "smolvlm-500m",
+    "OpenGVLab/InternVL3-1B-hf": "internvl3-1b",
 }
 """Architectures of bases that need not be here to be planned."""
 
