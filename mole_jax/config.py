@@ -28,6 +28,23 @@ RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
 Movement = Literal["gather", "all_to_all"]
 PromptName = Literal["v1", "llava_mole", "no_system", "plain", "checkpoint"]
 ImageAspect = Literal["pad", "crop", "stretch"]
+LayoutName = Literal[
+    "ureader",
+    "llava",
+    "sharegpt",
+    "messages",
+    "prompt_completion",
+    "alpaca",
+    "m3it",
+    "query_response",
+    "chartqa",
+    "pmc_vqa",
+    "vqa_rad",
+    "slake",
+    "path_vqa",
+    "question_answer",
+    "caption",
+]
 Ability = Literal[
     "visual_perception",
     "visual_knowledge_acquisition",
@@ -143,6 +160,12 @@ class DomainConfig:
     """Use at most this many records, chosen by seed. None: all."""
     repeat: float = 1.0
     """Times the (capped) domain counts in its size, for the epoch's length and for mixing by size."""
+    layout: LayoutName | None = None
+    """Which fields of a record hold what. None: told by the keys of its first records."""
+    columns: tuple[str, ...] = ()
+    """Names of fields, each as ours=theirs: question=Frage reads their field Frage as the layout's question."""
+    where: tuple[str, ...] = ()
+    """Keep the records that have these values, each as field=value: q_lang=en. Fields have the names in the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,6 +356,12 @@ class TaskConfig:
     """Which ability of Tiny LVLM-eHub its questions test, with metric contains; a report sums them up. None: no sum."""
     limit: int | None = None
     """Score only the first so many records. None: all."""
+    layout: LayoutName | None = None
+    """As a domain's."""
+    columns: tuple[str, ...] = ()
+    """As a domain's."""
+    where: tuple[str, ...] = ()
+    """As a domain's; `limit` counts what is kept."""
 
 
 @dataclasses.dataclass(frozen=True)

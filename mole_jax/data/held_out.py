@@ -98,7 +98,7 @@ class Questions(Sequence):
         """Returns the right answers that the record names, else its last turn."""
         source = self._loader.sources[0]
         raw = source.records[index]
-        _, fail = identified(raw, file=source.records.file, index=index)
+        _, fail = identified(raw, **source.where(index))
         return source.layout.references(raw, fail) or (example.turns[-1].text,)
 
 
