@@ -201,6 +201,12 @@ class DataConfig:
     image_aspect: ImageAspect | None = None
     """Make images square by padding with the mean colour, cropping the centre, or giving up the aspect ratio; for bases
     that see an image as one square. None: as the base does, padded for LLaVA-1.5."""
+    exif: Literal["ignore", "apply"] | None = None
+    """Read images as they are stored (ignore), as LLaVA does, or turn them as their EXIF orientation says (apply), as
+    viewers and transformers' load_image do; stored in the checkpoint. None: as the base was trained, else ignore."""
+    transparency: Literal["stored", "white"] | None = None
+    """Where an image is transparent, the colour stored beneath (LLaVA) or white (transformers' processors that convert
+    to RGB); stored in the checkpoint. None: as the base was trained, else stored."""
     max_image_pixels: int = 50_000_000
     """Images with more pixels are refused as decompression bombs."""
     on_bad_record: Literal["error", "skip"] = "error"

@@ -126,6 +126,11 @@ class HeldOut:
             yield stack(rows + [self._empty()] * (self._rows - len(rows)))
 
     @property
+    def remark(self) -> str:
+        """Its layout, in one line (`RecordSource.remark`)."""
+        return self._loader.sources[0].remark
+
+    @property
     def skipped(self) -> dict[str, list[str]]:
         return self._ledger.by_reason()
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import pathlib
+import re
 import warnings
+from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, features
 
 from mole_jax.config import ImageAspect
-from mole_jax.data.colour import remarks, to_rgb
+from mole_jax.data.colour import ON_ITS_SIDE, TRANSPARENT, TURNED, remarks, to_rgb, turn_of
 from mole_jax.data.tiling.anyres import is_whole
 from mole_jax.data.tiling.pictures import cut
 from mole_jax.errors import UserError
@@ -21,9 +24,17 @@ from mole_jax.image_spec import AnyRes, ImageSpec
 from mole_jax.terminal import shortened
 
 # Formats that only decode pixels; EPS, for example, would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"),
+    *(("AVIF",) if features.check("avif") else ()),
+    *(("JPEG2000",) if features.check("jpg_2000") else ()),
+)
 # A long thin image grows when it is made square; how far beyond `max_pixels` that may go.
 SQUARE_GROWTH = 4
+MOST_BASE64 = 200_000_000
+"""Characters of an image in base64; what it unpacks to is bounded by its pixels."""
+_DATA = "data:"
+_PAGED: Any = re.compile(r"(?P<file>.+\.tiff?)\.(?P<page>\d{1,6})", re.IGNORECASE)
 MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 4096
 """Of one name in a path and of all of it, on every usual file system."""
 
@@ -33,11 +44,12 @@ def load_tiles(
 ) -> UInt8[np.ndarray, "N H W 3"]:
     """Reads and decodes an image and cuts it as its model wants it (`mole_jax.data.tiling`).
 
-    Every mode becomes RGB by `mole_jax.data.colour.to_rgb`. EXIF orientation is ignored, because LLaVA ignored it
-    (Pillow applies a TIFF's).
+    Every mode becomes RGB by `mole_jax.data.colour.to_rgb`. The EXIF orientation is ignored, as in LLaVA, or applied,
+    as `spec` says (Pillow applies a TIFF's).
 
     Args:
-      image: path relative to `root`, or the content of an image file.
+      image: path relative to `root`, a `data:` URL, or the content of an image file. ``NAME.tif.N`` is page N of a
+        TIFF, from 0, if there is no file of that name.
       root: folder that the path must stay inside; symbolic links are followed before this is checked.
       spec: how the model takes images; H and W are its size, N those of the image's layout.
       pictures: how many images the example has.
@@ -50,7 +62,9 @@ def load_tiles(
     with _open(image, root, name) as opened:
         size = _checked_size(opened, name, spec, pictures, max_pixels)
         try:
-            rgb = to_rgb(opened)
+            turn = turn_of(opened) if spec.exif == "apply" else None
+            rgb = to_rgb(opened, spec.transparency)
+            rgb = rgb if turn is None else rgb.transpose(turn)
         except MemoryError:
             raise
         except UserError as error:
@@ -102,25 +116,46 @@ def image_size(
         return _checked_size(opened, name, spec, pictures, max_pixels)
 
 
-def image_remarks(image: str | bytes, root: str | pathlib.Path | None) -> list[str]:
-    """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`."""
+def image_remarks(image: str | bytes, root: str | pathlib.Path | None, spec: ImageSpec) -> list[str]:
+    """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`.
+
+    Nothing of what `spec` takes care of.
+    """
+    cared_for = (TURNED,) * (spec.exif == "apply") + (TRANSPARENT,) * (spec.transparency == "white")
     with warnings.catch_warnings(action="ignore"), _open(image, root, _name(image)) as opened:
         try:
-            return remarks(opened)
+            return [one for one in remarks(opened) if one not in cared_for]
         except Exception:  # such as a broken EXIF block, which decoding the pixels does not need
             return []
 
 
 def _name(image: str | bytes) -> str:
-    return f"image '{shortened(image)}'" if isinstance(image, str) else f"embedded image of {len(image)} bytes"
+    if isinstance(image, bytes):
+        return f"embedded image of {len(image)} bytes"
+    return f"image '{shortened(image, 40 if image.startswith(_DATA) else 100)}'"
 
 
 def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Image.Image:
-    source = io.BytesIO(image) if isinstance(image, bytes) else _inside(image, root, name)
+    page = 0
+    if isinstance(image, str) and image.startswith(_DATA):
+        image = _decoded(image, name)
+    if isinstance(image, bytes):
+        source = io.BytesIO(image)
+    else:
+        source, page = _file_and_page(image, root, name)
     try:
         if is_remote(root or "") and isinstance(source, epath.Path):
             source = io.BytesIO(source.read_bytes())
-        return Image.open(source, formats=FORMATS)
+        opened = Image.open(source, formats=FORMATS)
+        if page:
+            pages = getattr(opened, "n_frames", 1)
+            if page >= pages:
+                opened.close()
+                raise UserError(f"{name} is page {page} of a file of {pages} page(s), counted from 0; correct it")
+            opened.seek(page)
+        return opened
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{name} does not exist in {root}; check the path or set image_root") from None
     except Image.DecompressionBombError as error:
@@ -134,6 +169,39 @@ def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Ima
         ) from None
 
 
+def _decoded(url: str, name: str) -> bytes:
+    """Returns the content of a `data:` URL."""
+    head, comma, body = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise UserError(f"{name} is a data: URL but not in base64; write data:image/png;base64,… or a path")
+    if len(body) > MOST_BASE64:
+        raise UserError(f"{name} has {len(body):,} characters of base64, over {MOST_BASE64:,}; write it to a file")
+    try:
+        # Some tools break the lines of base64.
+        content = base64.b64decode("".join(body.split()), validate=True)
+    except ValueError as error:  # binascii.Error, and text that is not ASCII
+        raise UserError(
+            f"{name} is not base64 ({_reason(error)}); write the image again or take the record out"
+        ) from None
+    if not content:
+        raise UserError(f"{name} is empty; write the image again or take the record out")
+    return content
+
+
+def _file_and_page(path: str, root: str | pathlib.Path | None, name: str) -> tuple[pathlib.Path | epath.Path, int]:
+    """Returns the file of an image, and which page of it; as UReader names them, if there is no file of that name."""
+    paged = _PAGED.fullmatch(path)
+    if paged is None:
+        return _inside(path, root, name), 0
+    try:
+        whole = _inside(path, root, name)
+        if not is_remote(root or "") or whole.exists():
+            return whole, 0
+    except UserError:
+        pass  # there is no such file; whatever else is wrong is wrong with the TIFF too
+    return _inside(paged["file"], root, name), int(paged["page"])
+
+
 def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Path | epath.Path:
     if root is None:
         raise UserError(f"{name} is a path but no image folder is known; set image_root")
@@ -141,7 +209,12 @@ def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Pa
     if not path or "\0" in path:
         raise UserError(f"{name} is not a path; write one relative to {root}")
     longest = max((len(part.encode("utf-8", "surrogatepass")) for part in relative.parts), default=0)
-    if path.startswith("data:") or longest > MOST_NAME_BYTES or len(path) > MOST_PATH_BYTES:
+    if path.startswith(("http://", "https://")):
+        raise UserError(
+            f"{name} is on the web, and training reads files; fetch it first (with img2dataset or wget, say) and write "
+            "the file's path in its place"
+        )
+    if longest > MOST_NAME_BYTES or len(path) > MOST_PATH_BYTES:
         raise UserError(
             f"{name} is no path, a name in one has at most {MOST_NAME_BYTES} bytes and all of it {MOST_PATH_BYTES}; if "
             "it is the image itself (base64), write it to a file and give that one's path"
@@ -169,6 +242,8 @@ def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Pa
 
 def _checked_size(opened: Image.Image, name: str, spec: ImageSpec, pictures: int, max_pixels: int) -> tuple[int, int]:
     width, height = opened.size
+    if spec.exif == "apply" and turn_of(opened) in ON_ITS_SIDE:
+        width, height = height, width
     if width < 1 or height < 1:
         raise UserError(f"{name} has no pixels ({width} x {height}); replace it or take the record out")
     if width * height > max_pixels:

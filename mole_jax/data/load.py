@@ -87,7 +87,7 @@ def settled(data: DataConfig, tokenizer: Tokenizer, image: ImageSpec) -> DataCon
 
 
 def taken(data: DataConfig, image: ImageSpec) -> ImageSpec:
-    """Returns how the model takes images under the settings of `data`: `image_aspect` and `max_tiles`.
+    """Returns how the model takes images under `data`: its `image_aspect`, `exif`, `transparency` and `max_tiles`.
 
     Raises:
       UserError: one of them does not go with the model.
@@ -98,7 +98,9 @@ def taken(data: DataConfig, image: ImageSpec) -> ImageSpec:
             "cuts it into tiles; leave it out"
         )
     fit = image.fit if data.image_aspect is None else data.image_aspect
-    return pictures.limited(dataclasses.replace(image, fit=fit), data.max_tiles)
+    exif, transparency = data.exif or image.exif, data.transparency or image.transparency
+    image = dataclasses.replace(image, fit=fit, exif=exif, transparency=transparency)
+    return pictures.limited(image, data.max_tiles)
 
 
 def check_room(data: DataConfig, image: ImageSpec, *, positions: int | None = None) -> None:
@@ -299,7 +301,7 @@ class Loader:
     def remarks(self, domain: int, example: Example) -> list[str]:
         """Returns what a user should know of the images of a usable record (`mole_jax.data.colour.REMARKS`)."""
         root = self.sources[domain].image_root
-        return [remark for image in example.images for remark in image_remarks(image, root)]
+        return [remark for image in example.images for remark in image_remarks(image, root, self.layout.image)]
 
     def __call__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Returns record `key` = (domain, index) as the flat element that grain carries.
