@@ -59,7 +59,7 @@ def parse_record(
         if turn.role != ("assistant" if place % 2 else "user"):
             raise fail(turn.role_field, f"two turns of one side follow each other ({turn.role}); join them")
     if len(rest) < 2:
-        raise fail(_list_of(parts.turns), "needs a question and an answer; add them or take the record out")
+        raise fail(_list_of(parts.turns, layout), "needs a question and an answer; add them or take the record out")
     if turns[-1].role == "user":
         raise fail(turns[-1].role_field, "the last turn is the human's, so it has no answer; add one")
     for turn in system + rest:
@@ -77,7 +77,9 @@ def parse_record(
         )
     for turn in rest:
         if turn.role == "assistant" and IMAGE in turn.text:
-            raise fail(_list_of(parts.turns), f"{IMAGE} stands in an answer; move it into the human turn before")
+            raise fail(
+                _list_of(parts.turns, layout), f"{IMAGE} stands in an answer; move it into the human turn before"
+            )
     return Example(identity, domain, kept, parts.images)
 
 
@@ -120,6 +122,6 @@ def _with_images_first(turns: tuple[Turn, ...], count: int) -> tuple[Turn, ...]:
     return (*turns[:place], marked, *turns[place + 1 :])
 
 
-def _list_of(turns: tuple) -> str:
-    """Returns the field that holds the turns, by that of the first of them."""
-    return turns[0].field.split("[")[0] if turns else "conversations"
+def _list_of(turns: tuple, layout: Layout) -> str:
+    """Returns the field that holds the turns, by that of the first of them, or by the layout."""
+    return turns[0].field.split("[")[0] if turns else layout.keys[0]

@@ -44,4 +44,4 @@ def _marked(text: str) -> str:
     return text.replace(MARKS[1], IMAGE)
 
 
-LAYOUT = Layout("ureader", ("image", "conversations"), fits, read)
+LAYOUT = Layout("ureader", ("conversations", "image"), fits, read)
