@@ -28,6 +28,23 @@ RouterGradient = Literal["none", "straight_through", "gate_scaled", "dense"]
 Movement = Literal["gather", "all_to_all"]
 PromptName = Literal["v1", "llava_mole", "no_system", "plain", "checkpoint"]
 ImageAspect = Literal["pad", "crop", "stretch"]
+LayoutName = Literal[
+    "ureader",
+    "llava",
+    "sharegpt",
+    "messages",
+    "prompt_completion",
+    "alpaca",
+    "m3it",
+    "query_response",
+    "chartqa",
+    "pmc_vqa",
+    "vqa_rad",
+    "slake",
+    "path_vqa",
+    "question_answer",
+    "caption",
+]
 Ability = Literal[
     "visual_perception",
     "visual_knowledge_acquisition",
@@ -143,6 +160,12 @@ class DomainConfig:
     """Use at most this many records, chosen by seed. None: all."""
     repeat: float = 1.0
     """Times the (capped) domain counts in its size, for the epoch's length and for mixing by size."""
+    layout: LayoutName | None = None
+    """Which fields of a record hold what. None: told by the keys of its first records."""
+    columns: tuple[str, ...] = ()
+    """Names of fields, each as ours=theirs: question=Frage reads their field Frage as the layout's question."""
+    where: tuple[str, ...] = ()
+    """Keep the records that have these values, each as field=value: q_lang=en. Fields have the names in the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +201,12 @@ class DataConfig:
     image_aspect: ImageAspect | None = None
     """Make images square by padding with the mean colour, cropping the centre, or giving up the aspect ratio; for bases
     that see an image as one square. None: as the base does, padded for LLaVA-1.5."""
+    exif: Literal["ignore", "apply"] | None = None
+    """Read images as they are stored (ignore), as LLaVA does, or turn them as their EXIF orientation says (apply), as
+    viewers and transformers' load_image do; stored in the checkpoint. None: as the base was trained, else ignore."""
+    transparency: Literal["stored", "white"] | None = None
+    """Where an image is transparent, the colour stored beneath (LLaVA) or white (transformers' processors that convert
+    to RGB); stored in the checkpoint. None: as the base was trained, else stored."""
     max_image_pixels: int = 50_000_000
     """Images with more pixels are refused as decompression bombs."""
     on_bad_record: Literal["error", "skip"] = "error"
@@ -333,6 +362,12 @@ class TaskConfig:
     """Which ability of Tiny LVLM-eHub its questions test, with metric contains; a report sums them up. None: no sum."""
     limit: int | None = None
     """Score only the first so many records. None: all."""
+    layout: LayoutName | None = None
+    """As a domain's."""
+    columns: tuple[str, ...] = ()
+    """As a domain's."""
+    where: tuple[str, ...] = ()
+    """As a domain's; `limit` counts what is kept."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mole_jax.config import (
     DecodingConfig,
     DomainConfig,
     MeshConfig,
+    TaskConfig,
 )
 from mole_jax.errors import UserError, nearest
 from mole_jax.terminal import escaped, shortened
@@ -182,6 +183,15 @@ def _domain(domain: DomainConfig) -> Rows:
     yield domain.weight >= 0, f"{where} weight {domain.weight}, it must not be negative"
     yield domain.repeat > 0, f"{where} repeat {domain.repeat}, it must be over 0"
     yield domain.cap is None or domain.cap >= 1, f"{where} cap {domain.cap}, it must be at least 1"
+    yield from _pairs(domain, where)
+
+
+def _pairs(pile: DomainConfig | TaskConfig, where: str) -> Rows:
+    for field, form in (("columns", "ours=theirs"), ("where", "field=value")):
+        for pair in getattr(pile, field):
+            first, mark, second = pair.partition("=")
+            yield bool(first and mark and second), f"{where} '{shortened(pair)}' in {field}, expected {form}"
+    yield from _different(f"{where} columns that name twice", [pair.partition("=")[0] for pair in pile.columns])
 
 
 def _train(config: Config) -> Rows:
@@ -241,6 +251,7 @@ def _evaluation(config: Config) -> Rows:
             "Tiny LVLM-eHub scores by containment, so choose metric contains or leave ability out",
         )
         yield task.limit is None or task.limit >= 1, f"{where} has limit {task.limit}, it must be at least 1"
+        yield from _pairs(task, f"{where} has")
 
 
 SECTIONS: tuple[Callable[[Config], Rows], ...] = (

@@ -38,6 +38,8 @@ def main() -> None:
         if hosts.is_first():
             print(aligned(score_rows(result)))
             for name, task in result["tasks"].items():
+                if task.get("data"):
+                    print(escaped(f"data: {task['data']}"), file=sys.stderr)
                 if task.get("skipped"):
                     line = escaped(f"held-out loss: {(skipped := of_task(name, task))}")
                     print(warning(line, sys.stderr) if skipped.notable else line, file=sys.stderr)

@@ -60,6 +60,8 @@ class Grid:
 Tiling = Single | AnyRes | Split | Grid
 Fit = Literal["pad", "crop", "stretch"]
 Resample = Literal["bicubic", "lanczos", "bilinear"]
+Exif = Literal["ignore", "apply"]
+Transparency = Literal["stored", "white"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,9 @@ class ImageSpec:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     """Of red, green and blue in [0, 1]: the device computes (pixel / 255 - mean) / std."""
+    exif: Exif = "ignore"
+    transparency: Transparency = "stored"
+    """As `data.exif` and `data.transparency`, for whoever opens what was trained so."""
 
     @property
     def tile_features(self) -> int:

@@ -22,20 +22,22 @@ def main() -> None:
         "Reads every record of the mixture, counts, and lists every problem.",
         extra=_add_flags,
     )
-    source = open_base(config.model, config.seed)
-    image = source.architecture.image
-    tokenizer = Tokenizer.load(tokenizer_path(config.model, source))
+    base = open_base(config.model, config.seed)
+    image = base.architecture.image
+    tokenizer = Tokenizer.load(tokenizer_path(config.model, base))
     # What training would refuse before it reads a record is told here too.
-    check_vocabulary(tokenizer, source.architecture.decoder.vocab)
-    check_room(config.data, image, positions=source.architecture.decoder.max_position)
+    check_vocabulary(tokenizer, base.architecture.decoder.vocab)
+    check_room(config.data, image, positions=base.architecture.decoder.max_position)
     shard_count(config.data, config.train.batch_rows)
-    for task in config.evaluation.tasks:
-        RecordSource.open(task)
+    tasks = [RecordSource.open(task) for task in config.evaluation.tasks]
     loader = check.open_loader(
         config.data,
         tokenizer,
         image,
     )
+    for source in (*loader.sources, *tasks):
+        if source.remark:
+            print(escaped(source.remark))
     for text in check.preview(config.data, loader, arguments.preview, seed=config.seed):
         print(block(text), end="\n\n")
     inspection = check.inspect(config.data, loader)

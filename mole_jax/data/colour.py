@@ -7,32 +7,49 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from mole_jax.errors import UserError
+from mole_jax.image_spec import Transparency
 
 WIDE, TRANSPARENT, TURNED = "wide", "transparent", "turned"
 REMARKS = {
     WIDE: "have grey values of 16 bits or floats; scaled to 8 bits by the range of their type",
-    TRANSPARENT: "have transparent places; the model sees the colour stored there, as in LLaVA: for another one, put "
-    "them on a background",
-    TURNED: "have an EXIF orientation and are read as stored, as in LLaVA; viewers, and transformers' load_image where "
-    "an export is served, turn them: turn the files themselves to train on what is shown there",
+    TRANSPARENT: "have transparent places; the model sees the colour stored there, as in LLaVA (data.transparency "
+    "stored): set data.transparency white to put them on white",
+    TURNED: "have an EXIF orientation and are read as stored, as in LLaVA (data.exif ignore); viewers, and "
+    "transformers' load_image where an export is served, turn them: set data.exif apply to train on what they show",
 }
 """What is remarked about the images of a domain, "N images …"."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation."""
+ON_ITS_SIDE = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
+"""The turns that exchange width and height."""
 _LEAST_USED = 16
 """An image that uses less than this part of its type's range was not made for it: 12-bit values in 16 bits."""
 _ONE_WHITE, _BITS_PER_SAMPLE, _PHOTOMETRIC = 1.0, 258, 262
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns an opened image in mode RGB.
+def to_rgb(image: Image.Image, transparency: Transparency = "stored") -> Image.Image:
+    """Returns an opened image in mode RGB, not turned.
 
     Grey values of more than 8 bits are scaled by the range of their type. Pillow's `convert` would cut them: a
     radiograph of 16 bits would be white, one of floats black. All other modes are `convert("RGB")`, as in LLaVA: it
-    drops transparency and shows the colour that is stored beneath.
+    drops transparency and shows the colour that is stored beneath. With `transparency` white they are laid on white
+    first, as transformers' processors of SmolVLM and Idefics3 do.
 
     Raises:
       UserError: grey values of which it is not known what is white. The message lacks the image's name.
     """
     if not _is_wide(image):
+        if transparency == "white" and image.has_transparency_data:
+            above = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", above.size, "white"), above).convert("RGB")
         return image.convert("RGB")
     return Image.fromarray(_eight_bits(image)).convert("RGB")
 
@@ -44,10 +61,24 @@ def remarks(image: Image.Image) -> list[str]:
         found.append(WIDE)
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
         found.append(TRANSPARENT)
-    # Pillow turns a TIFF by itself.
-    if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):
+    if turn_of(image) is not None:
         found.append(TURNED)
     return found
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Returns how an opened image must be turned to stand as its EXIF orientation says; None: it does.
+
+    A broken EXIF block says nothing. Pillow turns a TIFF by itself.
+    """
+    if image.format == "TIFF":
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:  # whatever a broken block makes Pillow trip over
+        return None
 
 
 def _is_wide(image: Image.Image) -> bool:

@@ -98,7 +98,7 @@ class Questions(Sequence):
         """Returns the right answers that the record names, else its last turn."""
         source = self._loader.sources[0]
         raw = source.records[index]
-        _, fail = identified(raw, file=source.records.file, index=index)
+        _, fail = identified(raw, **source.where(index))
         return source.layout.references(raw, fail) or (example.turns[-1].text,)
 
 
@@ -124,6 +124,11 @@ class HeldOut:
         for start in self._starts:
             rows = [self._row(index) for index in range(start, min(start + self._rows, self._total))]
             yield stack(rows + [self._empty()] * (self._rows - len(rows)))
+
+    @property
+    def remark(self) -> str:
+        """Its layout, in one line (`RecordSource.remark`)."""
+        return self._loader.sources[0].remark
 
     @property
     def skipped(self) -> dict[str, list[str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import pathlib
+import re
 import warnings
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -12,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, features
 
 from mole_jax.config import ImageAspect
-from mole_jax.data.colour import remarks, to_rgb
+from mole_jax.data.colour import ON_ITS_SIDE, TRANSPARENT, TURNED, remarks, to_rgb, turn_of
 from mole_jax.data.tiling.anyres import is_whole
 from mole_jax.data.tiling.pictures import cut
 from mole_jax.data.urls import is_url, url_content
@@ -31,6 +33,7 @@ FORMATS = (
 )
 # A long thin image grows when it is made square; how far beyond `max_pixels` that may go.
 SQUARE_GROWTH = 4
+_PAGED: Any = re.compile(r"(?P<file>.+\.tiff?)\.(?P<page>\d{1,6})", re.IGNORECASE)
 MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 4096
 """Of one name in a path and of all of it, on every usual file system."""
 
@@ -40,11 +43,12 @@ def load_tiles(
 ) -> UInt8[np.ndarray, "N H W 3"]:
     """Reads and decodes an image and cuts it as its model wants it (`mole_jax.data.tiling`).
 
-    Every mode becomes RGB by `mole_jax.data.colour.to_rgb`. EXIF orientation is ignored, because LLaVA ignored it
-    (Pillow applies a TIFF's).
+    Every mode becomes RGB by `mole_jax.data.colour.to_rgb`. The EXIF orientation is ignored, as in LLaVA, or applied,
+    as `spec` says (Pillow applies a TIFF's).
 
     Args:
-      image: path relative to `root`, a `data:` URL in base64, or the content of an image file.
+      image: path relative to `root`, a `data:` URL in base64, or the content of an image file. ``NAME.tif.N`` is page N
+        of a TIFF, from 0, if there is no file of that name.
       root: folder that the path must stay inside; symbolic links are followed before this is checked.
       spec: how the model takes images; H and W are its size, N those of the image's layout.
       pictures: how many images the example has.
@@ -58,7 +62,9 @@ def load_tiles(
     with _open(image, root, name) as opened:
         size = _checked_size(opened, name, spec, pictures, max_pixels)
         try:
-            rgb = to_rgb(opened)
+            turn = turn_of(opened) if spec.exif == "apply" else None
+            rgb = to_rgb(opened, spec.transparency)
+            rgb = rgb if turn is None else rgb.transpose(turn)
         except MemoryError:
             raise
         except UserError as error:
@@ -110,27 +116,46 @@ def image_size(
         return _checked_size(opened, name, spec, pictures, max_pixels)
 
 
-def image_remarks(image: str | bytes, root: str | pathlib.Path | None) -> list[str]:
-    """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`."""
+def image_remarks(image: str | bytes, root: str | pathlib.Path | None, spec: ImageSpec) -> list[str]:
+    """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`.
+
+    Nothing of what `spec` takes care of.
+    """
+    cared_for = (TURNED,) * (spec.exif == "apply") + (TRANSPARENT,) * (spec.transparency == "white")
     with warnings.catch_warnings(action="ignore"), _open(image, root, _name(image)) as opened:
         try:
-            return remarks(opened)
+            return [one for one in remarks(opened) if one not in cared_for]
         except Exception:  # such as a broken EXIF block, which decoding the pixels does not need
             return []
 
 
 def _name(image: str | bytes) -> str:
-    return f"image '{shortened(image)}'" if isinstance(image, str) else f"embedded image of {len(image)} bytes"
+    if isinstance(image, bytes):
+        return f"embedded image of {len(image)} bytes"
+    return f"image '{shortened(image, 40 if is_url(image) else 100)}'"
 
 
 def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Image.Image:
+    page = 0
     if isinstance(image, str) and is_url(image):
         image = url_content(image, name)
-    source = io.BytesIO(image) if isinstance(image, bytes) else _inside(image, root, name)
+    if isinstance(image, bytes):
+        source = io.BytesIO(image)
+    else:
+        source, page = _file_and_page(image, root, name)
     try:
         if is_remote(root or "") and isinstance(source, epath.Path):
             source = io.BytesIO(source.read_bytes())
-        return Image.open(source, formats=FORMATS)
+        opened = Image.open(source, formats=FORMATS)
+        if page:
+            pages = getattr(opened, "n_frames", 1)
+            if page >= pages:
+                opened.close()
+                raise UserError(f"{name} is page {page} of a file of {pages} page(s), counted from 0; correct it")
+            opened.seek(page)
+        return opened
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{name} does not exist in {root}; check the path or set image_root") from None
     except Image.DecompressionBombError as error:
@@ -143,6 +168,20 @@ def _open(image: str | bytes, root: str | pathlib.Path | None, name: str) -> Ima
             f"{name} cannot be read as one of {', '.join(FORMATS)} ({type(error).__name__}); "
             f"replace it or take the record out{lacking}"
         ) from None
+
+
+def _file_and_page(path: str, root: str | pathlib.Path | None, name: str) -> tuple[pathlib.Path | epath.Path, int]:
+    """Returns the file of an image, and which page of it; as UReader names them, if there is no file of that name."""
+    paged = _PAGED.fullmatch(path)
+    if paged is None:
+        return _inside(path, root, name), 0
+    try:
+        whole = _inside(path, root, name)
+        if not is_remote(root or "") or whole.exists():
+            return whole, 0
+    except UserError:
+        pass  # there is no such file; whatever else is wrong is wrong with the TIFF too
+    return _inside(paged["file"], root, name), int(paged["page"])
 
 
 def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Path | epath.Path:
@@ -180,6 +219,8 @@ def _inside(path: str, root: str | pathlib.Path | None, name: str) -> pathlib.Pa
 
 def _checked_size(opened: Image.Image, name: str, spec: ImageSpec, pictures: int, max_pixels: int) -> tuple[int, int]:
     width, height = opened.size
+    if spec.exif == "apply" and turn_of(opened) in ON_ITS_SIDE:
+        width, height = height, width
     if width < 1 or height < 1:
         raise UserError(f"{name} has no pixels ({width} x {height}); replace it or take the record out")
     if width * height > max_pixels:

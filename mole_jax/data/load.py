@@ -15,9 +15,10 @@ from mole_jax.data.containers.open import image_root, open_records
 from mole_jax.data.conversation import Example, encode, encode_prompt
 from mole_jax.data.image import image_remarks, image_size, load_tiles
 from mole_jax.data.layouts.layout import Layout as RecordLayout
-from mole_jax.data.layouts.table import recognised
+from mole_jax.data.layouts.table import LAYOUTS, UNKNOWN, recognised
 from mole_jax.data.prompt import with_prompt
 from mole_jax.data.records import parse_record
+from mole_jax.data.selected import SelectedRecords
 from mole_jax.data.template import Template
 from mole_jax.data.tiling import pictures
 from mole_jax.errors import UserError
@@ -86,7 +87,7 @@ def settled(data: DataConfig, tokenizer: Tokenizer, image: ImageSpec) -> DataCon
 
 
 def taken(data: DataConfig, image: ImageSpec) -> ImageSpec:
-    """Returns how the model takes images under the settings of `data`: `image_aspect` and `max_tiles`.
+    """Returns how the model takes images under `data`: its `image_aspect`, `exif`, `transparency` and `max_tiles`.
 
     Raises:
       UserError: one of them does not go with the model.
@@ -97,7 +98,9 @@ def taken(data: DataConfig, image: ImageSpec) -> ImageSpec:
             "cuts it into tiles; leave it out"
         )
     fit = image.fit if data.image_aspect is None else data.image_aspect
-    return pictures.limited(dataclasses.replace(image, fit=fit), data.max_tiles)
+    exif, transparency = data.exif or image.exif, data.transparency or image.transparency
+    image = dataclasses.replace(image, fit=fit, exif=exif, transparency=transparency)
+    return pictures.limited(image, data.max_tiles)
 
 
 def check_room(data: DataConfig, image: ImageSpec, *, positions: int | None = None) -> None:
@@ -125,20 +128,43 @@ class RecordSource:
     records: Records
     layout: RecordLayout
     image_root: str | None
+    remark: str = ""
+    """What is told of it at the start, in one line: its layout, and how many records `where` kept."""
 
     @classmethod
     def open(cls, pile: DomainConfig | TaskConfig) -> RecordSource:
-        """Opens the records of a domain or task, and looks which layout the first of them has.
+        """Opens the records of a domain or task, and looks which layout the first of them have.
 
         Raises:
-          UserError: there are none; the message names the domain and the file.
+          UserError: there are none, or they are of two layouts; the message names the domain and the file.
         """
         try:
             records = open_records(pile.path)
+            total = len(records)
+            if pile.columns or pile.where:
+                records = SelectedRecords(records, pile.columns, pile.where)
+            layout = LAYOUTS[pile.layout] if pile.layout else _recognised(records)
         except UserError as error:
             raise UserError(f"domain {pile.name}: {error}") from None
-        first = next((value for value in records.values() if value is not None), None)
-        return cls(pile.name, records, recognised(first), image_root(pile.path, pile.image_root))
+        remark = (
+            "" if layout is UNKNOWN else f"{pile.name}: layout {layout.name}{'' if pile.layout else ' (by its keys)'}"
+        )
+        if pile.where:
+            remark += f", {len(records):,} of {total:,} records kept by where"
+        return cls(pile.name, records, layout, image_root(pile.path, pile.image_root), remark)
+
+    def where(self, index: int) -> dict[str, Any]:
+        """Returns what messages about record `index` name: arguments of `mole_jax.data.records.identified`."""
+        chosen = self.records if isinstance(self.records, SelectedRecords) else None
+        number, columns = (chosen.number(index), chosen.columns) if chosen else (index, {})
+        return {"file": self.records.file, "index": number, "layout": self.layout, "columns": columns}
+
+
+def _recognised(records: Records) -> RecordLayout:
+    try:
+        return recognised(records.values())
+    except UserError as error:
+        raise UserError(f"{records.file}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +245,7 @@ class Loader:
         source = self.sources[domain]
         try:
             raw = source.records[index]
-            return parse_record(raw, file=source.records.file, index=index, domain=source.name, layout=source.layout)
+            return parse_record(raw, domain=source.name, **source.where(index))
         except UserError as error:
             raise RecordProblem(BAD_RECORD, str(error), f"{source.name}/{index}") from None
 
@@ -275,7 +301,7 @@ class Loader:
     def remarks(self, domain: int, example: Example) -> list[str]:
         """Returns what a user should know of the images of a usable record (`mole_jax.data.colour.REMARKS`)."""
         root = self.sources[domain].image_root
-        return [remark for image in example.images for remark in image_remarks(image, root)]
+        return [remark for image in example.images for remark in image_remarks(image, root, self.layout.image)]
 
     def __call__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Returns record `key` = (domain, index) as the flat element that grain carries.
@@ -307,7 +333,7 @@ class Loader:
 
     @staticmethod
     def _where(source: RecordSource, index: int, example: Example) -> str:
-        return f"{source.records.file}: record {index} (id '{shortened(example.id)}')"
+        return f"{source.records.file}: record {source.where(index)['index']} (id '{shortened(example.id)}')"
 
     @staticmethod
     def _problem(reason: str, message: str, example: Example) -> RecordProblem:

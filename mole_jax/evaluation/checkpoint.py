@@ -94,6 +94,8 @@ def place_checkpoint(config: Config, source: Source) -> Placed:
 
 def with_own_prompt(data: DataConfig, source: Source) -> DataConfig:
     """Returns `data` with the prompt and image preparation that the weights were trained with, where they say it."""
+    if source.prompt or source.image_aspect:  # trained here: its architecture has them
+        data = dataclasses.replace(data, exif=None, transparency=None)
     return dataclasses.replace(
         data, prompt=source.prompt or data.prompt, image_aspect=source.image_aspect or data.image_aspect
     )

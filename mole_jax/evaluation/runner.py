@@ -111,7 +111,8 @@ class Evaluator:
     def held_out(self, task: TaskConfig, params: Tree, frozen: Tree) -> tuple[dict[str, Any], np.ndarray]:
         """Returns what the model says of the known answers, and the tokens sent to each expert (L, E).
 
-        On the first process with ``skipped``, records by reason, where some were left out.
+        On the first process with ``skipped``, records by reason, where some were left out. ``data`` says how its file
+        was read.
         """
         batches, added = open_held_out(task, self.config, self.arch, self.tokenizer, self.mesh), []
         with jax.set_mesh(self.mesh):
@@ -119,7 +120,7 @@ class Evaluator:
                 added.append(jax.device_get(self.step(params, frozen, put_batch(batch.arrays(), self.mesh))))
         skipped = skipped_records(batches)
         found, use = held_out_result(task, self.config.data, added)
-        return found | ({"skipped": skipped} if skipped else {}), use
+        return found | ({"skipped": skipped} if skipped else {}) | {"data": batches.remark}, use
 
     def questions(self, task: TaskConfig) -> Questions:
         """Opens the questions of a task.

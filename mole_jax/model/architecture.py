@@ -7,7 +7,7 @@ from typing import Literal
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.errors import UserError, nearest
-from mole_jax.image_spec import AnyRes, Fit, Grid, ImageSpec, Resample, Single, Split, Tiling
+from mole_jax.image_spec import AnyRes, Exif, Fit, Grid, ImageSpec, Resample, Single, Split, Tiling, Transparency
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +139,8 @@ class LlavaArchitecture:
     resample: Resample = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    exif: Exif = "ignore"
+    transparency: Transparency = "stored"
     family: str = "llava"
     """Whose files it is read from and written to, by name in `mole_jax.families`; nothing is computed by it."""
 
@@ -166,6 +168,8 @@ class LlavaArchitecture:
             resample=self.resample,
             mean=self.mean,
             std=self.std,
+            exif=self.exif,
+            transparency=self.transparency,
         )
 
 

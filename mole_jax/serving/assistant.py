@@ -20,6 +20,7 @@ from mole_jax.data.template import answer_ends
 from mole_jax.data.tiling.pictures import places, row_taps
 from mole_jax.data.urls import is_url
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.llava import Llava
 from mole_jax.parameters import Tree
@@ -70,7 +71,7 @@ class Processor:
         if images and not any(IMAGE in turn.text for turn in turns):
             first = next((i for i, turn in enumerate(turns) if turn.role == "user"), 0)
             turns[first] = Turn("user", f"{IMAGE}\n" * len(images) + turns[first].text)
-        image, found = self.layout.image, [_located(one, root) for one in images]
+        image, found = self.layout.image, [_located(one, root, self.layout.image) for one in images]
         rest: dict[str, Any] = {"pictures": len(images), "max_pixels": MAX_PIXELS}
         sizes = [image_size(*one, image, **rest) for one in found]
         layouts = self.layout.layouts(sizes)
@@ -82,9 +83,9 @@ class Processor:
         return Prompt(tokens, joined, *places(image, tokens == image.token_id, layouts))
 
 
-def _located(picture: Picture, root: str | Path | None) -> tuple[str | bytes, str | Path | None]:
+def _located(picture: Picture, root: str | Path | None, spec: ImageSpec) -> tuple[str | bytes, str | Path | None]:
     """Returns an image's content or path, and the folder that this is relative to."""
-    image = content(picture)
+    image = content(picture, spec)
     if root is None and isinstance(image, str) and not is_url(image):
         file = Path(image).expanduser().resolve()
         return file.name, file.parent

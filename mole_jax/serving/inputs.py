@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mole_jax.data.colour import to_rgb
+from mole_jax.data.colour import to_rgb, turn_of
 from mole_jax.errors import UserError
+from mole_jax.image_spec import ImageSpec
 from mole_jax.terminal import shortened
 
 type Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -72,8 +73,10 @@ def pictures(given: Any, name: str) -> list[Picture]:
     return [_checked(one, f"{name}[{place}]") for place, one in enumerate(given)]
 
 
-def content(picture: Picture) -> str | bytes:
+def content(picture: Picture, spec: ImageSpec) -> str | bytes:
     """Returns a path or a file's content, so that a picture in memory goes the same way as one on disk.
+
+    A PIL image that was opened from a file is turned as `spec` says, and put on white.
 
     Raises:
         UserError: a PIL image cannot be decoded, or is of a mode of which no one knows what is white.
@@ -84,7 +87,10 @@ def content(picture: Picture) -> str | bytes:
         return os.fspath(picture) if isinstance(picture, os.PathLike) else picture
     stream = io.BytesIO()
     try:
-        to_rgb(picture).save(stream, "PPM")  # the pixels and nothing else
+        turn = turn_of(picture) if spec.exif == "apply" else None
+        rgb = to_rgb(picture, spec.transparency)
+        rgb = rgb if turn is None else rgb.transpose(turn)
+        rgb.save(stream, "PPM")  # the pixels and nothing else
     except MemoryError:
         raise
     except Exception as error:  # a file that Pillow opened is decoded here, and may be broken

@@ -224,6 +224,7 @@ def introduce(run: Run, start: int, progress: Progress) -> None:
         decoder, pieces = run.spec.arch.decoder, batch_shards(run.mesh) * config.train.accumulation
         share = (decoder.width, decoder.mlp_width // tensor, tokens // pieces, sharing)
         progress.say(expert_sharding.explain(adapter, *share, config.model.compute_dtype))
+    progress.say(f"data: {'; '.join(filter(None, (one.remark for one in run.mixture.loader.sources)))}")
     (read, shards), (_, readers) = run.mixture.shards, reader(run.mesh)
     if readers > 1:
         more = f"; more than a {readers}th, which data.shards {readers} would be" if read * readers > shards else ""

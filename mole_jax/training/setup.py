@@ -102,8 +102,9 @@ def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = 
     arch = source.architecture
     check_image_token(tokenizer, arch.image_token_id)
     config = dataclasses.replace(config, data=settled(config.data, tokenizer, arch.image))
-    # Whoever opens the run cuts pictures as it was trained on them.
-    arch = dataclasses.replace(arch, tiling=taken(config.data, arch.image).tiling)
+    # Whoever opens the run turns and cuts pictures as it was trained on them.
+    image = taken(config.data, arch.image)
+    arch = dataclasses.replace(arch, tiling=image.tiling, exif=image.exif, transparency=image.transparency)
     check_room(config.data, arch.image, positions=arch.decoder.max_position)
     given = inputs.look(config, tokenizer, source)
     unchecked.append(hosts.first("inputs", lambda: inputs.check(workdir, given)))

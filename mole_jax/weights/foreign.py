@@ -16,6 +16,8 @@ from mole_jax.config import VISION_TARGETS, AdapterConfig, ImageAspect, PromptNa
 from mole_jax.errors import UserError
 from mole_jax.families.shared.names import LeafSpec
 from mole_jax.files import PathLike
+from mole_jax.image_spec import Exif, Transparency
+from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.leaf import Leaf, Leaves, widest
 
 Shape = tuple[int, ...]
@@ -97,6 +99,22 @@ class OwnHeader:
     adapter: AdapterConfig | None = None
     prompt: PromptName | None = None
     image_aspect: ImageAspect | None = None
+    exif: Exif | None = None
+    transparency: Transparency | None = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Fields of `LlavaArchitecture` that it sets."""
+        return {name: getattr(self, name) for name in OF_PIXELS if getattr(self, name) is not None}
+
+
+OF_PIXELS = ("exif", "transparency")
+
+
+def of_pixels(arch: LlavaArchitecture) -> dict[str, Any]:
+    """Returns what a header says of how images were read in training; nothing where it was as LLaVA reads them."""
+    defaults = {one.name: one.default for one in dataclasses.fields(arch)}
+    return {name: getattr(arch, name) for name in OF_PIXELS if getattr(arch, name) != defaults[name]}
 
 
 def own_header(metadata: Mapping[str, str], where: epath.Path) -> OwnHeader:

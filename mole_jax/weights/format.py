@@ -15,7 +15,7 @@ from mole_jax.errors import UserError
 from mole_jax.families.shared.decoders import kind_of
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.tokenizer import Tokenizer
-from mole_jax.weights.foreign import AdapterFile
+from mole_jax.weights.foreign import AdapterFile, of_pixels
 from mole_jax.weights.hf_folder import Beside
 from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.run import Meta
@@ -95,7 +95,8 @@ class Export:
     @property
     def settings(self) -> dict[str, str | None]:
         """What the header of a file says of the training's prompts."""
-        return {"prompt": self.source.prompt, "image_aspect": self.source.image_aspect}
+        said = {"prompt": self.source.prompt, "image_aspect": self.source.image_aspect}
+        return said | of_pixels(self.source.architecture)
 
     def meta(self, adapter: AdapterConfig, trained: tuple[str, ...]) -> Meta:
         """Returns what a checkpoint of these weights says about itself."""

@@ -14,7 +14,7 @@ from mole_jax.families.shared.decoders import eos_to_hf
 from mole_jax.files import PathLike, made, write_json
 from mole_jax.image_spec import Single
 from mole_jax.model.architecture import LlavaArchitecture
-from mole_jax.weights.foreign import HEADER
+from mole_jax.weights.foreign import HEADER, of_pixels
 from mole_jax.weights.hf_config import CONFIG, GENERATION, PREPROCESSOR, PROCESSOR
 from mole_jax.weights.hf_tokenizer import HfTokenizer, with_rows
 from mole_jax.weights.leaf import Leaf, Leaves
@@ -69,7 +69,7 @@ class Beside:
     @property
     def own(self) -> dict[str, Any]:
         """What a run says that no field of Hugging Face's holds, by its key in config.json; nothing if it says none."""
-        said = {"prompt": self.prompt, "image_aspect": self.image_aspect}
+        said = {"prompt": self.prompt, "image_aspect": self.image_aspect} | of_pixels(self.architecture)
         said = {name: value for name, value in said.items() if value is not None}
         return {HEADER: said} if said else {}
 

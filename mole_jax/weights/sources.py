@@ -50,7 +50,8 @@ class HfSource:
         where = checkpoint.folder / CONFIG
         said = own_entry(read_json(where).get(HEADER, {}), where=str(where))
         tokenizer = tokenizer_in(epath.Path(checkpoint.folder))
-        return cls(checkpoint, checkpoint.architecture, tokenizer, said.prompt, said.image_aspect)
+        arch = dataclasses.replace(checkpoint.architecture, **said.changes)
+        return cls(checkpoint, arch, tokenizer, said.prompt, said.image_aspect)
 
     @property
     def processor_files(self) -> tuple[epath.Path, ...]:

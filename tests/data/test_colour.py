@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -11,11 +12,12 @@ from PIL import Image
 from mole_jax.config import DataConfig, DomainConfig
 from mole_jax.data import check
 from mole_jax.data.colour import REMARKS, TRANSPARENT, TURNED, WIDE
-from mole_jax.data.image import image_remarks, load_image
+from mole_jax.data.image import image_remarks, load_image, load_tiles, square_spec
 from mole_jax.errors import UserError
 from tests.data.domains_on_disk import IMAGE, record, write
 
 LIMITS = {"size": 16, "aspect": "pad", "max_pixels": 10_000}
+SPEC = square_spec(16, "pad")
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 PHOTOMETRIC, ORIENTATION = 262, 274
 
@@ -68,7 +70,7 @@ WIDE_GREY = GREY.astype(np.uint16) * 257
 def test_wide_grey_values_are_those_of_8_bits(content):
     assert Image.open(io.BytesIO(content)).mode not in ("L", "RGB")
     np.testing.assert_array_equal(_grey(content), GREY)
-    assert image_remarks(content, None) == [WIDE]
+    assert image_remarks(content, None, SPEC) == [WIDE]
 
 
 def test_twelve_bits_that_a_tiff_declares_are_scaled_by_their_range():
@@ -121,7 +123,7 @@ def _half_clear(mode: str) -> Image.Image:
     ],
 )
 def test_transparency_is_remarked_where_there_is_some(content, found):
-    assert image_remarks(content, None) == found
+    assert image_remarks(content, None, SPEC) == found
 
 
 def test_transparent_places_show_what_is_stored_there_as_in_llava():
@@ -130,16 +132,40 @@ def test_transparent_places_show_what_is_stored_there_as_in_llava():
     assert image[8, 14].tolist() == [200, 100, 50]
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_places_are_white_where_that_is_set(mode):
+    half = _half_clear("RGBA").convert(mode) if mode != "P" else _half_clear("RGBA").quantize()
+    spec = dataclasses.replace(SPEC, transparency="white")
+    content = _encoded(half)
+    image = load_tiles(content, None, spec, max_pixels=1000)[0]
+    assert image[8, 2].tolist() == [255, 255, 255]
+    assert image[8, 14].tolist() != [255, 255, 255]
+    assert image_remarks(content, None, spec) == []
+
+
+def test_half_transparent_is_mixed_with_white():
+    content = _encoded(Image.new("RGBA", (16, 16), (0, 0, 0, 51)))
+    spec = dataclasses.replace(SPEC, transparency="white")
+    assert load_tiles(content, None, spec, max_pixels=1000)[0, 8, 8].tolist() == [204, 204, 204]
+
+
 @pytest.mark.parametrize(("orientation", "found"), [(1, []), (3, [TURNED]), (6, [TURNED]), (9, [])])
 def test_an_orientation_is_remarked(orientation, found):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    assert image_remarks(_encoded(Image.new("RGB", (4, 4)), "JPEG", exif=exif), None) == found
+    assert image_remarks(_encoded(Image.new("RGB", (4, 4)), "JPEG", exif=exif), None, SPEC) == found
+
+
+def test_an_orientation_that_is_applied_is_not_remarked():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    content = _encoded(Image.new("RGB", (4, 4)), "JPEG", exif=exif)
+    assert image_remarks(content, None, dataclasses.replace(SPEC, exif="apply")) == []
 
 
 def test_a_broken_exif_block_is_no_reason_to_complain():
     content = _encoded(Image.new("RGB", (4, 4)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff broken")
-    assert image_remarks(content, None) == []
+    assert image_remarks(content, None, SPEC) == []
     assert load_image(content, None, **LIMITS).shape == (16, 16, 3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import os
 import struct
@@ -10,12 +11,23 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
 from mole_jax.data import urls
-from mole_jax.data.image import FORMATS, MISSING_FORMATS, OPTIONAL_FORMATS, check_image, load_image
+from mole_jax.data.image import (
+    FORMATS,
+    MISSING_FORMATS,
+    OPTIONAL_FORMATS,
+    check_image,
+    image_size,
+    load_image,
+    load_tiles,
+    square_spec,
+)
+from mole_jax.data.tiling import pictures
 from mole_jax.errors import UserError
+from mole_jax.image_spec import AnyRes
 
 LIMITS = {"size": 8, "aspect": "pad", "max_pixels": 10_000}
 
@@ -242,3 +254,64 @@ def test_what_pillow_lacks_is_told(monkeypatch, read):
     monkeypatch.setattr("mole_jax.data.image.MISSING_FORMATS", ("AVIF",))
     with pytest.raises(UserError, match=r"replace it or take the record out \(this Pillow was built without AVIF\)"):
         read(b"no image at all", None, **LIMITS)
+
+
+def _spec(**settings):
+    return dataclasses.replace(square_spec(8, "stretch"), **settings)
+
+
+def _turned(orientation: int, kind: str = "JPEG") -> bytes:
+    """Two halves, black left and white right, 12 x 8, that a viewer turns."""
+    image = Image.new("RGB", (12, 8))
+    image.paste((255, 255, 255), (6, 0, 12, 8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    return _encoded(image, kind, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_an_orientation_is_applied_as_pillow_does(orientation, kind):
+    content, spec = _turned(orientation, kind), _spec(exif="apply")
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    assert image_size(content, None, spec, max_pixels=1000) == upright.size
+    pixels = load_tiles(content, None, spec, max_pixels=1000)[0]
+    np.testing.assert_array_equal(pixels, load_tiles(_encoded(upright, "PNG"), None, spec, max_pixels=1000)[0])
+    if kind != "TIFF":
+        assert image_size(content, None, _spec(), max_pixels=1000) == (12, 8)
+
+
+def test_a_turned_image_is_cut_into_the_tiles_of_its_turned_size():
+    tiling = AnyRes(((8, 16), (16, 8)))
+    for exif, size, best in (("ignore", (12, 8), (8, 16)), ("apply", (8, 12), (16, 8))):
+        spec = dataclasses.replace(_spec(exif=exif), side=2, tiling=tiling)
+        content = _turned(6)
+        assert image_size(content, None, spec, max_pixels=1000) == size
+        tiles = load_tiles(content, None, spec, max_pixels=1000)
+        assert len(tiles) == pictures.layouts(spec, [size], "<image>")[0].tiles == 3, best
+
+
+def test_a_broken_exif_block_turns_nothing():
+    content = _encoded(Image.new("RGB", (4, 4)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff broken")
+    assert load_tiles(content, None, _spec(exif="apply"), max_pixels=100).shape == (1, 8, 8, 3)
+
+
+def test_a_message_does_not_quote_an_image():
+    with pytest.raises(UserError) as caught:
+        load_image("data:image/png;base64," + "A" * 10**6, None, **LIMITS)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_page_of_a_tiff(tmp_path):
+    pages = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (10, 20, 30)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    for name, shade in (("a.tif", 10), ("a.tif.0", 10), ("a.tif.2", 30)):
+        assert load_image(name, tmp_path, **LIMITS)[0, 0].tolist() == [shade, 0, 0]
+    Image.new("RGB", (8, 8), (0, 50, 0)).save(tmp_path / "a.tif.1", "PNG")
+    assert load_image("a.tif.1", tmp_path, **LIMITS)[0, 0].tolist() == [0, 50, 0]
+    with pytest.raises(UserError, match=r"'a\.tif\.3' is page 3 of a file of 3 page\(s\), counted from 0"):
+        load_image("a.tif.3", tmp_path, **LIMITS)
+    with pytest.raises(UserError, match=r"'b\.tif\.3' does not exist"):
+        load_image("b.tif.3", tmp_path, **LIMITS)
+    with pytest.raises(UserError, match="leaves its folder"):
+        load_image("../a.tif.0", tmp_path / "x", **LIMITS)

@@ -38,6 +38,8 @@ class Parts:
     """Paths, `data:` URLs or encoded bytes, in the order of their `<image>`."""
     image_field: str
     """Where the images stand, for messages."""
+    first: bool = False
+    """Images of which the text marks no place stand first in the first turn of the user. Off: they are an error."""
 
 
 def check_text(text: str, field: str, fail: Fail) -> None:
@@ -50,21 +52,39 @@ def check_text(text: str, field: str, fail: Fail) -> None:
 
 
 def images(value: Any, field: str, fail: Fail) -> tuple[str | bytes, ...]:
-    """Returns the images of a field that holds none (null), one or a list of them: paths or encoded bytes."""
+    """Returns the images of a field that holds none (null), one or a list of them, each as `image` takes it."""
     if value is None:
         return ()
+    if isinstance(value, list | tuple):
+        return tuple(image(one, f"{field}[{i}]", fail) for i, one in enumerate(value))
+    return (image(value, field, fail),)
+
+
+def image(value: Any, field: str, fail: Fail) -> str | bytes:
+    """Returns one image: a path, a `data:` URL, base64 text, encoded bytes, or a mapping of `bytes` and `path`.
+
+    Hugging Face's datasets store such mappings; one of the two may be null. Base64 becomes a `data:` URL.
+    """
+    if isinstance(value, Mapping):
+        if not {"bytes", "path"} & value.keys():
+            raise fail(field, "expected a path, found an object without bytes and path; write the path itself")
+        content, path = value.get("bytes"), value.get("path")
+        if content is None and path is None:
+            raise fail(field, "both its bytes and its path are null; fill one in or take the record out")
+        value = path if content is None else content
+    if not isinstance(value, str | bytes):
+        raise fail(field, f"expected a path, found {kind(value)}")
+    if not value:
+        raise fail(field, "the path is empty; leave the field out for a record without image")
     if isinstance(value, bytes):
-        return (value,)
-    several = list(value) if isinstance(value, list | tuple) else [value]
-    for i, one in enumerate(several):
-        place = f"{field}[{i}]" if isinstance(value, list | tuple) else field
-        if not isinstance(one, str | bytes):
-            raise fail(place, f"expected a path, found {kind(one)}")
-        if not one:
-            raise fail(place, "the path is empty; leave the field out for a record without image")
-        if isinstance(one, str):
-            check_text(one, place, fail)
-    return tuple(several)
+        return value
+    check_text(value, field, fail)
+    return base64_url(value) if len(value) > _LONGEST_NAME and value.startswith(_BASE64_STARTS) else value
+
+
+def base64_url(text: str) -> str:
+    """Returns base64 text as a `data:` URL, which one it is already stays."""
+    return text if text.startswith("data:") else f"data:;base64,{text}"
 
 
 def answers(record: Mapping[str, Any], fail: Fail) -> tuple[str, ...] | None:
@@ -86,6 +106,11 @@ def answers(record: Mapping[str, Any], fail: Fail) -> tuple[str, ...] | None:
     return texts
 
 
+_LONGEST_NAME = 255
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+"""How JPEG, PNG, GIF and WebP begin in base64."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How records of one kind are read; can be pickled.
@@ -95,6 +120,8 @@ class Layout:
 
     name: str
     """As `layout` of a domain names it."""
+    keys: tuple[str, ...]
+    """Fields that each of its records has, under the first of their names; for messages."""
     fits: Callable[[Mapping[str, Any]], bool]
     """Whether the keys of a record are those of this layout."""
     read: Callable[[Mapping[str, Any], Fail], Parts]

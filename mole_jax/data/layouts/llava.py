@@ -25,18 +25,22 @@ ROLES: Mapping[str, Role] = {
 
 def fits(record: Mapping[str, Any]) -> bool:
     """Returns whether the keys of `record` are LLaVA's."""
-    return "conversations" in record and "images" not in record
+    return "conversations" in record and not {"images", "system"} & record.keys()
 
 
 def read(record: Mapping[str, Any], fail: Fail) -> Parts:
     """Returns turns and images; raises `UserError` for a field that is missing or of another type."""
+    return Parts(conversation(record, fail), images(record.get("image"), "image", fail), "image")
+
+
+def conversation(record: Mapping[str, Any], fail: Fail) -> tuple[Said, ...]:
+    """Returns the turns of `conversations`; raises `UserError` as `read` does."""
     if "conversations" not in record:
         raise fail("conversations", f"missing; {_remedy(record)}")
     conversations = record["conversations"]
     if not isinstance(conversations, list):
         raise fail("conversations", f"expected a list of turns, found {kind(conversations)}")
-    turns = tuple(_turn(turn, f"conversations[{i}]", fail) for i, turn in enumerate(conversations))
-    return Parts(turns, images(record.get("image"), "image", fail), "image")
+    return tuple(_turn(turn, f"conversations[{i}]", fail) for i, turn in enumerate(conversations))
 
 
 def _remedy(raw: Mapping[str, Any]) -> str:
@@ -65,4 +69,4 @@ def _turn(turn: Any, field: str, fail: Fail) -> Said:
     return Said(ROLES[turn["from"]], turn["value"], f"{field}.value", f"{field}.from")
 
 
-LAYOUT = Layout("llava", fits, read)
+LAYOUT = Layout("llava", ("conversations",), fits, read)

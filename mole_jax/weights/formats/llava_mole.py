@@ -161,6 +161,7 @@ def read_llava_mole(path: epath.Path, arch: LlavaArchitecture, alpha: float | No
             "image_vectors": image_vectors,
             "feature_layer": _RELEASED_LAYER,
             "feature_select": "patch",
+            **header.changes,
         },
         prompt=header.prompt or "llava_mole",
         image_aspect=header.image_aspect or "pad",

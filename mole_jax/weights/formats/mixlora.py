@@ -131,6 +131,7 @@ def read_mixlora(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
         adapter=adapter,
         arrays=arrays,
         trained=("adapters", "router", "projector") if has_projector else ("adapters", "router"),
+        changes=header.changes,
         prompt=header.prompt,
         image_aspect=header.image_aspect,
     )

@@ -138,6 +138,7 @@ def read_peft(folder: epath.Path, arch: LlavaArchitecture) -> AdapterFile:
         adapter,
         arrays,
         ("adapters", "projector") if has_projector else ("adapters",),
+        changes=said.changes,
         prompt=said.prompt,
         image_aspect=said.image_aspect,
     )
