@@ -42,12 +42,12 @@ def step_metrics(step_output: Mapping[str, Any], domains: Sequence[str]) -> dict
 
     ``loss`` and ``loss/<domain>`` are means as `train.loss_average` says: over supervised tokens, or over examples of
     the mean over each one's tokens. A domain without a supervised token in the batch has no ``loss/<domain>``.
-    ``router/use/<domain>/expert<e>`` is the share of the domain's tokens sent to the expert, averaged over layers; ``router/max_share`` is
-    the largest share that one expert has in any layer, 1 where a layer has collapsed. By layer, in nats, there are
-    ``router/entropy/layer<l>``, the mean entropy of the router's probabilities,
-    ``router/load_entropy/layer<l>``, the entropy of the experts' shares (log E when they are equal, 0 when one
-    expert takes all), and, of a batch with several domains, ``router/specialisation/layer<l>``, the mutual
-    information of expert and domain.
+    ``router/use/<domain>/expert<e>`` is the share of the domain's tokens sent to the expert, averaged over layers;
+    ``router/max_share`` is the largest share that one expert has in any layer, 1 where a layer has collapsed. By layer,
+    in nats, there are ``router/entropy/layer<l>``, the mean entropy of the router's probabilities,
+    ``router/load_entropy/layer<l>``, the entropy of the experts' shares (log E when they are equal, 0 when one expert
+    takes all), and, of a batch with several domains, ``router/specialisation/layer<l>``, the mutual information of
+    expert and domain.
     """
     sums: Sums = step_output["sums"]
     losses, units = np.asarray(sums.losses, np.float64), np.asarray(sums.units, np.float64)
