@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -247,6 +248,31 @@ def made[Folder: os.PathLike[str]](folder: Folder) -> Folder:
                         one.rmdir()
                 raise
     return folder
+
+
+@contextmanager
+def whole_folder(folder: PathLike) -> Iterator[pathlib.Path]:
+    """Makes a folder that gets its name when the block ends well; until then its files lie in a hidden one beside it.
+
+    Raises:
+        UserError: there is something in a folder of that name, it cannot be made, or it is a URL.
+    """
+    final = local(folder)
+    with explained(folder):
+        if os.path.lexists(final) and (not final.is_dir() or any(final.iterdir())):
+            raise UserError(f"{folder}: is there already and not empty; delete it or choose another folder")
+        partial = final.with_name(f".{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        made(partial)
+        try:
+            yield partial
+            for file in partial.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            partial.replace(final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 @contextmanager
