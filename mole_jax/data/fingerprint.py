@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 from mole_jax.data.containers.json_file import FileRecords
+from mole_jax.data.layouts import llava
 from mole_jax.data.load import RecordSource
 from mole_jax.errors import UserError
 from mole_jax.files import is_remote
@@ -27,18 +28,35 @@ _DIGITS = 16
 def fingerprint(source: RecordSource) -> dict[str, str]:
     """Returns ``{"records": …, "images": …}``, the hashes of what a domain or task consists of.
 
-    Records by the content of their file; a prepared tensorflow-datasets set by names and sizes of its files. Images by
-    their names in the records and their sizes on disk: another picture of the same name and size is not noticed.
+    Records by the content of their container (`Records.sha256`; of large shards by their ends,
+    `mole_jax.data.containers.shards.content_hash`), and so the images in it. Images in files by their names in the
+    records and their sizes on disk: another picture of the same name and size is not noticed.
     """
     records = source.records
     images = hashlib.sha256()
-    if isinstance(records, FileRecords):
-        for name, size in _sizes(_image_names(records), source.image_root or ""):
-            images.update(f"{name}\0{size}\n".encode("utf-8", "surrogatepass"))
+    for name, size in _sizes(_image_names(source), source.image_root or ""):
+        images.update(f"{name}\0{size}\n".encode("utf-8", "surrogatepass"))
     return {"records": records.sha256[:_DIGITS], "images": images.hexdigest()[:_DIGITS]}
 
 
-def _image_names(records: FileRecords) -> Iterator[str]:
+def _image_names(source: RecordSource) -> Iterator[str]:
+    records = source.records
+    if isinstance(records, FileRecords) and source.layout is llava.LAYOUT:
+        yield from _written_names(records)
+        return
+    for record in records.without_pictures():
+        try:
+            images = source.layout.read(record, _fail).images
+        except UserError:
+            continue  # the problem of that record
+        yield from (one for one in images if isinstance(one, str) and not one.startswith("data:"))
+
+
+def _fail(field: str, problem: str) -> UserError:
+    return UserError(f"{field}: {problem}")
+
+
+def _written_names(records: FileRecords) -> Iterator[str]:
     for found in _IMAGE.finditer(records.path.read_bytes()):
         try:
             value = json.loads(found[1])

@@ -30,3 +30,10 @@ class Records(Protocol):
     def values(self) -> Iterator[Any]:
         """Yields all records in order, faster than by index; None for one that cannot be read."""
         ...
+
+    def without_pictures(self) -> Iterator[Any]:
+        """Yields all records in order for what is not in their pictures, such as names of files.
+
+        Embedded pictures may be left out, where that saves reading them; so may records that can have no other.
+        """
+        ...

@@ -26,15 +26,10 @@ from mole_jax.files import PathLike, is_remote
 from mole_jax.terminal import shortened
 
 _SIGNATURES = (
-    (b"\x1f\x8b", "compressed by gzip; unpack it with gunzip"),
-    (b"BZh", "compressed by bzip2; unpack it"),
-    (b"\xfd7zXZ", "compressed by xz; unpack it"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it"),
     (b"PK\x03\x04", "a zip archive; unpack it"),
-    (b"PAR1", "a Parquet file; write its rows as JSONL"),
-    (b"ARROW1", "an Arrow file; write its rows as JSONL"),
-    (b"SQLite format 3", "an SQLite database; write its rows as JSONL"),
-    (b"\x89HDF", "an HDF5 file; write its rows as JSONL"),
+    (b"ARROW1", "an Arrow file; write its rows as JSONL or parquet"),
+    (b"SQLite format 3", "an SQLite database; write its rows as JSONL or parquet"),
+    (b"\x89HDF", "an HDF5 file; write its rows as JSONL or parquet"),
     (codecs.BOM_UTF16_LE, "in UTF-16; save the file as UTF-8"),
     (codecs.BOM_UTF16_BE, "in UTF-16; save the file as UTF-8"),
     (b"version https://git-lfs", "a Git LFS pointer and not the data; fetch them with git lfs pull"),
@@ -53,14 +48,14 @@ class FileRecords(Sequence):
     for a JSONL file is found only then.
     """
 
-    def __init__(self, path: PathLike):
-        """Reads the file through once.
+    def __init__(self, path: PathLike, name: str | None = None):
+        """Reads the file through once; `name` is what messages call it, if not its path.
 
         Raises:
           UserError: it is missing, empty or no list of records; the message says what it is, in one line.
         """
         self.path = epath.Path(path) if is_remote(path) else pathlib.Path(path)
-        self.file = str(path)
+        self.file = name or str(path)
         """Name of the file, for messages."""
         content = _read(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
@@ -95,10 +90,10 @@ class FileRecords(Sequence):
             return spans
         if start != "{":
             line = next(_lines(text, found.start()))
-            commas = "a table (CSV)? " if any(mark in line for mark in ",;\t") else ""
+            commas = "a table? name it .csv or .tsv; " if any(mark in line for mark in ",;\t") else ""
             raise UserError(
                 f"{self.file}: begins with '{shortened(line.strip(), 40)}', which is no JSON list or object ({commas}"
-                "expected LLaVA records as JSON or JSONL)"
+                "expected records as JSON or JSONL)"
             )
         _check_lines(text, found.start(), self.file)
         return _line_spans(text)
@@ -140,6 +135,10 @@ class FileRecords(Sequence):
                     yield decode(file.read(end - start))
                 except ValueError:
                     yield None
+
+    def without_pictures(self) -> Iterator[Any]:
+        """Yields what `values` does."""
+        return self.values()
 
 
 def decode(content: str | bytes) -> Any:

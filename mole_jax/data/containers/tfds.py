@@ -33,6 +33,7 @@ class TfdsRecords(Sequence):
         self._name, self._split = parts
         self.folder = os.environ.get("TFDS_DATA_DIR")
         self._source: Any = None
+        self._embedded = False
         self.sha256 = ""
         """Hash of the set's description, and of the names and sizes of its files."""
         self._size = len(self._open())
@@ -51,6 +52,7 @@ class TfdsRecords(Sequence):
                     for key, feature in builder.info.features.items()
                     if isinstance(feature, tfds.features.Image)
                 }
+                self._embedded = bool(encoded)
                 self._source = builder.as_data_source(split=self._split, decoders=encoded or None)
                 self.sha256 = self.sha256 or _hash_of(pathlib.Path(builder.data_path))
             except Exception as error:  # of many types, by what is missing
@@ -89,6 +91,10 @@ class TfdsRecords(Sequence):
                 yield self[index]
             except UserError:
                 yield None
+
+    def without_pictures(self) -> Iterator[Any]:
+        """Yields what `values` does; nothing where the images of the set are inside."""
+        return iter(()) if self._embedded else self.values()
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_source": None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import pathlib
 import pickle
@@ -113,14 +112,13 @@ WRAPPED = {"info": {"v": 1}, "annotations": RECORDS}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(ONE.encode()), "is compressed by gzip; unpack it with gunzip"),
         (b"PK\x03\x04abc", "is a zip archive; unpack it"),
         (PRETTY.encode("utf-16"), "is in UTF-16; save the file as UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         (b"<!doctype html>\n<html>", "is a web page or XML"),
         (
             b"id,image,question\n1,a.png,What?\n",
-            r"begins with 'id,image,question', .* object \(a table \(CSV\)\?",
+            r"begins with 'id,image,question', .* object \(a table\? name it",
         ),
         (b"hello\nworld\n", "begins with 'hello', which is no JSON list or object"),
         (b'"text"', "which is no JSON list or object"),
