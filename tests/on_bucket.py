@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import sys
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 from etils import epath
 
 from mole_jax.config import MeshConfig
+from mole_jax.data.containers.open import image_root, open_records
 from mole_jax.errors import UserError
 from mole_jax.files import write_bytes, writing
 from mole_jax.model.spec import ModelSpec
 from mole_jax.parallel.mesh import make_mesh
 from mole_jax.weights.convert import convert
 from mole_jax.weights.open import open_source, place
+from tests.data.containers.written import CONTAINERS
 from tests.weights.runs import GROUPS, host, trained_run
 
 RUNS = {
@@ -95,8 +98,33 @@ def _stopped(name: epath.Path, size: int) -> None:
         stream.write(b"%d" % (1 // 0))
 
 
+def containers(here: Path, bucket: epath.Path) -> None:
+    """Reads every container from the bucket as from the disk."""
+    for number, (name, write) in enumerate(CONTAINERS.items()):
+        (folder := here / str(number)).mkdir()
+        path = write(folder)
+        expected = open_records(path)
+        for file in folder.rglob("*"):
+            if file.is_file():
+                (bucket / str(number) / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+        there = path.replace(str(folder), str(bucket / str(number)))
+        if name in ("hf", "hf folder", "array_record"):
+            with pytest.raises(UserError, match=r"; (copy|check|name) "):
+                open_records(there)
+            continue
+        records = pickle.loads(pickle.dumps(open_records(there)))
+        assert [records[i] for i in range(len(records))] == list(records.values()) == list(expected.values()), name
+        assert records.sha256 == expected.sha256, name
+        assert image_root(there, None) == str(bucket / str(number)) + ("/set" if name == "parquet shards" else "") + (
+            "/tars" if name.startswith("webdataset") else ""
+        )
+        print(name, flush=True)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "formats":
+    if sys.argv[1] == "containers":
+        containers(Path(sys.argv[2]), epath.Path(sys.argv[3]))
+    elif sys.argv[1] == "formats":
         formats(Path(sys.argv[2]), epath.Path(sys.argv[3]))
     else:
         faults(epath.Path(sys.argv[2]))

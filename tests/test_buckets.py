@@ -181,6 +181,13 @@ def test_every_format_is_written_to_a_bucket_and_read_from_it(environment, tmp_p
         assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
+def test_containers_are_read_from_a_bucket(environment, tmp_path):
+    """Those that Python opens itself give the same records; what has its own readers is one line."""
+    away = environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = _door(away, "-m", "tests.on_bucket", "containers", str(tmp_path), BUCKET)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
 def _killed_after_a_checkpoint(environment: dict[str, str], train: list[str]) -> None:
     """Starts the run and kills it once the checkpoint of step 2 is whole."""
     done = "import sys\nfrom etils import epath\nprint(epath.Path(sys.argv[1]).exists())"

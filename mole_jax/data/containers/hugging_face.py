@@ -14,7 +14,8 @@ HF = "hf:"
 ALL = "all"
 """The split of a folder that has one and no name for it."""
 _NAME = re.compile(r"hf:(?P<name>.+?)(?::(?P<config>[^:\[\]/]+))?:(?P<split>\w[\w.+-]*(?:\[[^\]]*\])?)")
-_SAVED = ("state.json", "dataset_dict.json")
+SAVED = ("state.json", "dataset_dict.json")
+"""Files of which a folder of `save_to_disk` has one: of a split, or of several."""
 _BATCH = 64
 
 
@@ -75,17 +76,15 @@ def folder_of(name: str) -> str | None:
     return found["name"] if found and pathlib.Path(found["name"]).is_dir() else None
 
 
-def saved(folder: pathlib.Path) -> str | None:
-    """Returns the ``hf:`` name of a folder that `save_to_disk` wrote with one split; None for any other folder.
+def saved(folder: pathlib.Path) -> str:
+    """Returns the ``hf:`` name of a folder that `save_to_disk` wrote with one split.
 
     Raises:
       UserError: it has several splits; the message names them.
     """
-    if (folder / _SAVED[0]).is_file():
+    if (folder / SAVED[0]).is_file():
         return f"{HF}{folder}:{ALL}"
-    if not (folder / _SAVED[1]).is_file():
-        return None
-    splits = sorted(one.parent.name for one in folder.glob(f"*/{_SAVED[0]}"))
+    splits = sorted(one.parent.name for one in folder.glob(f"*/{SAVED[0]}"))
     if len(splits) != 1:
         raise UserError(
             f"{folder}: is a Hugging Face set with the splits {', '.join(splits) or 'none'}; name one, such as "
@@ -97,7 +96,7 @@ def saved(folder: pathlib.Path) -> str | None:
 def _open(datasets: Any, name: str, where: str, config: str | None, split: str) -> Any:
     folder = pathlib.Path(where)
     try:
-        if not any((folder / file).is_file() for file in _SAVED):
+        if not any((folder / file).is_file() for file in SAVED):
             return datasets.load_dataset(where, config, split=split)
         opened = datasets.load_from_disk(where)
     except Exception as error:  # of many types, by what is missing

@@ -169,10 +169,6 @@ def _kind_of(start: str) -> str:
 
 def _read(path: epath.Path | pathlib.Path) -> bytes:
     try:
-        if path.is_dir():
-            inside = sorted(one.name for one in path.iterdir() if one.suffix in (".json", ".jsonl"))
-            found = f"; name a file in it, such as {shortened(inside[0])}" if inside else "; name a JSON or JSONL file"
-            raise UserError(f"{path}: is a folder{found}")
         if not path.is_file():
             raise UserError(f"{path}: no such file; check the domain's path")
         return path.read_bytes()

@@ -10,10 +10,10 @@ from etils import epath
 
 from mole_jax.data.containers.array_record import ArrayRecords
 from mole_jax.data.containers.container import Records
-from mole_jax.data.containers.hugging_face import HF, HfRecords, folder_of, saved
+from mole_jax.data.containers.hugging_face import HF, SAVED, HfRecords, folder_of, saved
 from mole_jax.data.containers.json_file import FileRecords
 from mole_jax.data.containers.parquet import ParquetRecords
-from mole_jax.data.containers.shards import check_complete, expanded, is_pattern
+from mole_jax.data.containers.shards import check_complete, check_local, expanded, is_pattern
 from mole_jax.data.containers.table import SUFFIXES, TableRecords
 from mole_jax.data.containers.tfds import TFDS, TfdsRecords
 from mole_jax.data.containers.unpacked import is_compressed, unpacked
@@ -87,8 +87,9 @@ def _several(files: list[epath.Path], name: str) -> Records:
 
 
 def _folder(folder: epath.Path, name: str) -> Records:
-    if not is_remote(folder) and (set_name := saved(pathlib.Path(folder))):
-        return HfRecords(set_name)
+    if any((folder / file).exists() for file in SAVED):
+        check_local(name, "a set of Hugging Face's")
+        return HfRecords(saved(pathlib.Path(folder)))
     files = sorted(file for file in folder.iterdir() if _kind(file.name) and not file.name.startswith("."))
     if (kinds := sorted({_kind(file.name) or "" for file in files})) and len(kinds) > 1:
         raise UserError(
@@ -101,9 +102,21 @@ def _folder(folder: epath.Path, name: str) -> Records:
             "name it tfds:NAME:SPLIT"
         )
     if not files:
-        return FileRecords(name)
+        raise UserError(f"{name}: is a folder{_within(folder)}")
     check_complete(files, name)
     return SHARDED[kinds[0]](files, name)
+
+
+def _within(folder: epath.Path) -> str:
+    """Returns what to name instead of a folder without shards."""
+    inside = sorted(folder.iterdir())
+    readable = (".json", ".jsonl", *SUFFIXES)
+    for one in inside:
+        if any(suffix in readable for suffix in one.suffixes[-2:]) or (
+            one.is_dir() and any(_kind(file.name) for file in one.iterdir())
+        ):
+            return f"; name a file in it, such as {shortened(one.name)}" if one.is_file() else f"; name {one}"
+    return f" without files that are read ({', '.join(readable)}, .{', .'.join(SHARDED)}); name another"
 
 
 def _file(file: epath.Path, name: str) -> Records:

@@ -67,7 +67,7 @@ def check_complete(files: Sequence[epath.Path], name: str) -> None:
         one, other, *_ = (file.name for _, _, file in sets.values())
         raise UserError(
             f"{name}: has the shards of several sets ({one}, {other}); name those of one by a pattern, such as "
-            f"{_OF.sub(r'\1-*', one)}"
+            f"{_OF.sub(r'\1-*\4', one)}"
         )
     for count, numbers, file in sets.values():
         if len(numbers) < count:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mole_jax.config import DomainConfig
 from mole_jax.data.containers.json_file import FileRecords, decode
+from mole_jax.data.containers.open import open_records
 from mole_jax.data.load import RecordSource
 from mole_jax.errors import UserError
 from tests.data.domains_on_disk import record, write
@@ -149,14 +150,14 @@ def test_another_file_is_told_in_one_line(tmp_path, content, message):
     [
         ("folder", "is a folder; name a file in it, such as train.json"),
         ("x" * 300, "cannot be read .File name too long.; check the path"),
-        ("a\0b", "no such file"),
+        ("a\0b", "is no name of a folder or file"),
     ],
 )
 def test_a_path_that_is_no_file_is_told(tmp_path, path, message):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "train.json").write_text("[]")
     with pytest.raises(UserError, match=message):
-        FileRecords(tmp_path / path)
+        open_records(f"{tmp_path}/{path}")
 
 
 def test_a_broken_first_line_is_the_problem_of_its_record_only(tmp_path):
