@@ -19,7 +19,7 @@ from mole_jax.data.containers.tfds import TFDS, TfdsRecords
 from mole_jax.data.containers.unpacked import is_compressed, unpacked
 from mole_jax.data.containers.web_dataset import WebDatasetRecords
 from mole_jax.errors import UserError
-from mole_jax.files import is_remote, path_of
+from mole_jax.files import path_of
 from mole_jax.terminal import shortened
 
 SHARDED = {"parquet": ParquetRecords, "tar": WebDatasetRecords, "array_record": ArrayRecords}
