@@ -45,6 +45,7 @@ LayoutName = Literal[
     "question_answer",
     "caption",
 ]
+LossAverage = Literal["token", "example"]
 Ability = Literal[
     "visual_perception",
     "visual_knowledge_acquisition",
@@ -266,6 +267,9 @@ class TrainConfig:
     """Rows per optimizer step over all devices."""
     accumulation: int = 1
     """Pieces that a batch is cut into, one after the other, to save memory. Same update, but for dropout."""
+    loss_average: LossAverage = "token"
+    """What has the same weight in the loss. token: each supervised token, so long answers have most of it. example:
+    each example, by the mean over its tokens. Balance and domain losses are of examples, held-out losses of tokens."""
     trainable: tuple[str, ...] = ("adapters", "router", "projector")
     """Parameter groups that train: adapters, router, projector (with image vectors), vision, decoder."""
     log_every: int = 1

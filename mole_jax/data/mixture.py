@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mole_jax.config import DataConfig
+from mole_jax.config import DataConfig, LossAverage
 from mole_jax.data import mixing
 from mole_jax.data.batch import Batch, Row, empty_row, stack
 from mole_jax.data.fingerprint import fingerprint
@@ -260,20 +260,21 @@ class Mixture:
     def _why_unusable(self, key: tuple[int, int]) -> str:
         return self._loader(key)["reason"]
 
-    def report(self, state: dict[str, Any]) -> dict[str, Any]:
+    def report(self, state: dict[str, Any], loss_average: LossAverage = "token") -> dict[str, Any]:
         """Returns what was handed out up to a `state` of this mixture.
 
         `fill_rate` is the share of positions that are not padding, in rows that are not empty; `tile_fill_rate` of
         places for tiles that have one (None: rows have no such places). For each domain:
         `records` in its file, `usable` after the cap, `read` of them so far, `share_expected` and `share_of_examples`,
-        `share_of_tokens` really drawn, `examples`, `tokens` (image positions too), `supervised_tokens`, and `skipped`
-        records by reason.
+        `share_of_tokens` really drawn, `share_of_loss` as `loss_average` weighs it (of the supervised tokens, or of the
+        examples), `examples`, `tokens` (image positions too), `supervised_tokens`, and `skipped` records by reason.
         """
         shards = [shard["counts"] for shard in state["shards"].values()]
         examples, of_tokens, supervised = (
             np.sum([counts[name] for counts in shards], axis=0) for name in ("examples", "tokens", "supervised")
         )
         tokens, domains = int(of_tokens.sum()), {}
+        weights = supervised if loss_average == "token" else examples
         drawn = mixing.drawn(sum(shard["taken"] for shard in state["shards"].values()), self._shares)
         for i, domain in enumerate(self._data.domains):
             reasons = [reason for number, _, reason, _ in state["skipped"] if number == i]
@@ -288,12 +289,14 @@ class Mixture:
                 "share_expected": self._shares[i] / sum(self._shares),
                 "share_of_examples": int(examples[i]) / max(1, int(examples.sum())),
                 "share_of_tokens": int(of_tokens[i]) / max(1, tokens),
+                "share_of_loss": int(weights[i]) / max(1, int(weights.sum())),
                 "skipped": {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
             }
         rows = sum(counts["rows"] for counts in shards)
         tiles = sum(counts.get("tiles", 0) for counts in shards)
         return {
             "examples_per_epoch": self.examples_per_epoch,
+            "loss_average": loss_average,
             "rows": rows,
             "fill_rate": tokens / max(1, rows * self._data.sequence_length),
             "tile_fill_rate": tiles / max(1, places) if (places := rows * self._data.tiles_per_row) else None,

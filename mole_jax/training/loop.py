@@ -312,7 +312,7 @@ def save(
     positions = hosts.gathered("checkpoint", position)
     whole = merged(positions) if positions else {}  # only the first process writes it
     checkpointer.save(step, state, whole, run.meta, held_out)
-    drawn = run.mixture.report(whole) if hosts.is_first() else {}
+    drawn = run.mixture.report(whole, run.config.train.loss_average) if hosts.is_first() else {}
     if hosts.is_first():
         write_json(run.workdir / "data_report.json", drawn)
     if (most := run.config.data.most_skipped) is not None:

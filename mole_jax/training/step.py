@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from mole_jax.config import Config
-from mole_jax.model.objective import Arrays, Forward, Sums
+from mole_jax.model.objective import Arrays, Forward, Sums, tokens_of_examples
 from mole_jax.parallel.sharding import constrain
 from mole_jax.parameters import Parameter, Tree
 from mole_jax.training.optimizer import Schedule, scale_by_group
@@ -51,14 +51,14 @@ class TrainStep:
         config = self.config
         key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), state.step)
         # Of the whole batch, so that its pieces add up to the gradient of the undivided batch.
-        tokens = jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
+        units = jnp.maximum(self._units(batch), 1).astype(jnp.float32)
         segments = jnp.maximum(batch["segment_ids"].max(axis=1).sum(), 1).astype(jnp.float32)
 
         def objective(params: Tree, piece: Arrays, key: Array) -> tuple[Array, Sums]:
-            sums = self.forward.sums(params, frozen, piece, key)
+            sums = self.forward.sums(params, frozen, piece, key, config.train.loss_average)
             adapter = config.adapter
             routing = (adapter.balance_weight * sums.balance + adapter.domain_weight * sums.domain) / segments
-            return sums.losses.sum() / tokens + routing, sums
+            return sums.losses.sum() / units + routing, sums
 
         gradient = jax.value_and_grad(objective, has_aux=True)
         (total, sums), grads = self.accumulate(gradient, state.params, batch, key)
@@ -80,6 +80,13 @@ class TrainStep:
             "sums": sums,
         }
         return TrainState(state.step + 1, state.applied + fine, params, opt_state), metrics
+
+    def _units(self, batch: Arrays) -> Int[Array, ""]:
+        """Returns what the loss of a batch is divided by: its supervised tokens, or its examples that have any."""
+        mask = batch["loss_mask"]
+        if self.config.train.loss_average == "token":
+            return mask.sum()
+        return (tokens_of_examples(mask, batch["segment_ids"], self.config.data.examples_per_row) > 0).sum()
 
     def update(self, grads: Tree, state: TrainState) -> tuple[Tree, Any]:
         """Returns parameters and optimizer state after an update by these gradients."""

@@ -40,22 +40,23 @@ def format_table(rows: list[dict[str, str | int]]) -> str:
 def step_metrics(step_output: Mapping[str, Any], domains: Sequence[str]) -> dict[str, float]:
     """Names the metrics of one step; `step_output` is on the host.
 
-    A domain without a supervised token in the batch has no ``loss/<domain>``. ``router/use/<domain>/expert<e>``
-    is the share of the domain's tokens sent to the expert, averaged over layers; ``router/max_share`` is
-    the largest share that one expert has in any layer, 1 where a layer has collapsed. By layer, in nats, there are
-    ``router/entropy/layer<l>``, the mean entropy of the router's probabilities,
-    ``router/load_entropy/layer<l>``, the entropy of the experts' shares (log E when they are equal, 0 when one
-    expert takes all), and, of a batch with several domains, ``router/specialisation/layer<l>``, the mutual
-    information of expert and domain.
+    ``loss`` and ``loss/<domain>`` are means as `train.loss_average` says: over supervised tokens, or over examples of
+    the mean over each one's tokens. A domain without a supervised token in the batch has no ``loss/<domain>``.
+    ``router/use/<domain>/expert<e>`` is the share of the domain's tokens sent to the expert, averaged over layers;
+    ``router/max_share`` is the largest share that one expert has in any layer, 1 where a layer has collapsed. By layer,
+    in nats, there are ``router/entropy/layer<l>``, the mean entropy of the router's probabilities,
+    ``router/load_entropy/layer<l>``, the entropy of the experts' shares (log E when they are equal, 0 when one expert
+    takes all), and, of a batch with several domains, ``router/specialisation/layer<l>``, the mutual information of
+    expert and domain.
     """
     sums: Sums = step_output["sums"]
-    losses, tokens = np.asarray(sums.losses, np.float64), np.asarray(sums.tokens, np.float64)
-    metrics = {"loss": float(losses.sum() / max(tokens.sum(), 1))}
+    losses, units = np.asarray(sums.losses, np.float64), np.asarray(sums.units, np.float64)
+    metrics = {"loss": float(losses.sum() / max(units.sum(), 1))}
     metrics |= {
-        f"loss/{name}": float(loss / count) for name, loss, count in zip(domains, losses, tokens, strict=True) if count
+        f"loss/{name}": float(loss / count) for name, loss, count in zip(domains, losses, units, strict=True) if count
     }
     metrics |= {name: float(step_output[name]) for name in ("balance_loss", "grad_norm", "learning_rate")}
-    metrics["supervised_tokens"] = float(tokens.sum())
+    metrics["supervised_tokens"] = float(np.asarray(sums.tokens, np.float64).sum())
     use = np.asarray(sums.use, np.float64)
     if not use.size or not use.sum():
         return metrics

@@ -270,6 +270,10 @@ def test_the_drawn_ratio_and_the_report(data, tokenizer):
         tokens = sum(((b.segment_ids > 0) & (b.domain_ids == i)).sum() for b in batches)
         assert one["tokens"] == tokens
         assert one["supervised_tokens"] == sum((b.loss_mask * (b.domain_ids == i)).sum() for b in batches)
+        of_all = [d["supervised_tokens"] for d in report["domains"].values()]
+        assert one["share_of_loss"] == pytest.approx(one["supervised_tokens"] / sum(of_all))
+        by_example = mixture.report(mixture.get_state(), "example")["domains"][name]
+        assert by_example["share_of_loss"] == one["share_of_examples"] != one["share_of_loss"]
         assert one["share_of_tokens"] == pytest.approx(tokens / sum(d["tokens"] for d in report["domains"].values()))
     assert report["rows"] == 40
     assert report["fill_rate"] == pytest.approx(np.mean([(b.segment_ids > 0).mean() for b in batches]))

@@ -106,7 +106,7 @@ def test_metrics_by_layer():
     use[:, 0] = np.diag([10, 10, 10])
     use[:, 1], use[:, 2, 0] = 10 / 3, 10
     sums = Sums(*[np.zeros(())] * len(Sums._fields))._replace(
-        losses=np.ones(3), tokens=np.ones(3), entropy=np.array([6.0, 9.0, 12.0]), use=use
+        losses=np.ones(3), units=np.ones(3), tokens=np.ones(3), entropy=np.array([6.0, 9.0, 12.0]), use=use
     )
     output = {"sums": sums} | dict.fromkeys(("balance_loss", "grad_norm", "learning_rate"), 0.0)
     found = step_metrics(output, DOMAINS)
