@@ -1,7 +1,7 @@
 """LLaVA-NeXT 7B (1.6, Mistral): the 7B recipe on a base that sees a picture in up to five tiles.
 
-The update is that of the 7B recipe. A row holds the largest picture: a base view and four tiles make up to 2,928
-positions, which leave 1,100 of 4,096 for text; of pictures of one or two tiles several share a row.
+The update is that of the 7B recipe. A picture takes three to five tiles with its base view. A row of 4,096 holds the
+largest, of up to 2,928 positions, and its text, or two of three tiles.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ def get_config() -> Config:
         config,
         name="llava-next-7b-mole",
         model=dataclasses.replace(config.model, base="llava-hf/llava-v1.6-mistral-7b-hf"),
-        data=dataclasses.replace(config.data, sequence_length=4096, tiles_per_row=5),
+        data=dataclasses.replace(config.data, sequence_length=4096, tiles_per_row=6),
         # Half the rows, each of twice the length.
         train=dataclasses.replace(config.train, batch_rows=16, accumulation=2),
     )

@@ -1,8 +1,8 @@
 """LLaVA-OneVision 0.5B: a MoLE that fits one card of 24 GB, or one TPU v5e.
 
 A row at a time on one device; on N devices of data give `--train.accumulation` 16 / N. A picture is a base view and up
-to four tiles (`max_tiles`; the base itself goes to 36), 3,699 positions with the newlines, which leave about 400 for
-text.
+to four tiles (`max_tiles`; the base itself goes to 36), at most 3,753 positions with the newlines, which leave about
+340 for text.
 """
 
 import dataclasses

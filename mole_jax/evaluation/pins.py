@@ -14,10 +14,12 @@ from jaxtyping import Array, UInt32
 from mole_jax.config import Config, TaskConfig
 from mole_jax.config_json import identity
 from mole_jax.data.held_out import Questions
+from mole_jax.data.load import taken
 from mole_jax.evaluation.metrics import METRIC_VERSIONS
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.parallel.sharding import replicated
 from mole_jax.parameters import Tree
+from mole_jax.weights.foreign import of_pixels
 
 Pins = dict[str, Any]
 WEIGHTS = "weights"
@@ -47,6 +49,7 @@ def pins(config: Config, arch: LlavaArchitecture, task: TaskConfig, asked: Quest
         "questions": asked.sha256,
         "metric": task.metric,
         "metric_version": METRIC_VERSIONS[task.metric],
+        **of_pixels(taken(config.data, arch.image)),
     }
 
 

@@ -20,6 +20,7 @@ from mole_jax.files import explained, made
 from mole_jax.serving.assistant import Assistant
 from mole_jax.serving.sampler import Prompt
 from mole_jax.terminal import shortened
+from mole_jax.weights.foreign import of_pixels
 
 FIELDS = {"question_id": ("question_id", "id"), "text": ("text", "question"), "image": ("image",)}
 """Fields of a question, each with the names that it may have. `image` is a path, a list of paths or not there."""
@@ -74,6 +75,7 @@ def answer_file(
     processor, outcome = assistant.processor, Outcome()
     decoding = config_json.to_json(assistant.sampler.decoding)
     how = {"prompt": processor.prompt, "image_aspect": processor.image_aspect, "decoding": decoding}
+    how |= of_pixels(processor.arch)
     common = {"model_id": model_id, "metadata": how}
     root = questions.parent if image_root is None else image_root
 

@@ -16,7 +16,7 @@ from mole_jax.config import VISION_TARGETS, AdapterConfig, ImageAspect, PromptNa
 from mole_jax.errors import UserError
 from mole_jax.families.shared.names import LeafSpec
 from mole_jax.files import PathLike
-from mole_jax.image_spec import Exif, Transparency
+from mole_jax.image_spec import Exif, ImageSpec, Transparency
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.weights.leaf import Leaf, Leaves, widest
 
@@ -111,7 +111,7 @@ class OwnHeader:
 OF_PIXELS = ("exif", "transparency")
 
 
-def of_pixels(arch: LlavaArchitecture) -> dict[str, Any]:
+def of_pixels(arch: LlavaArchitecture | ImageSpec) -> dict[str, Any]:
     """Returns what a header says of how images were read in training; nothing where it was as LLaVA reads them."""
     defaults = {one.name: one.default for one in dataclasses.fields(arch)}
     return {name: getattr(arch, name) for name in OF_PIXELS if getattr(arch, name) != defaults[name]}

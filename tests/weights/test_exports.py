@@ -20,9 +20,12 @@ from safetensors.numpy import load_file
 
 import mole_jax
 from mole_jax.clip import CLIP_MEAN, CLIP_STD
+from mole_jax.config import DataConfig
 from mole_jax.data.conversation import Example, Turn, encode, encode_prompt
 from mole_jax.data.image import load_image
+from mole_jax.data.load import taken
 from mole_jax.errors import UserError
+from mole_jax.evaluation.checkpoint import with_own_prompt
 from mole_jax.model.architecture import PRESETS
 from mole_jax.prompts import IMAGE, PROMPTS
 from mole_jax.tokenizer import Tokenizer
@@ -196,6 +199,27 @@ def test_an_export_becomes_a_run_with_the_same_words(runs, picture, tmp_path):
     convert(str(tmp_path / "hf"), str(tmp_path / "hf3"), "hf")
     theirs = their_inputs(auto_processor(tmp_path / "hf3"), [QUESTION], Image.open(picture))
     np.testing.assert_array_equal(theirs["input_ids"][0], expected)
+
+
+def test_images_are_read_as_in_training_wherever_the_weights_go(tmp_path):
+    run, picture = tmp_path / "run", tmp_path / "turned.png"
+    trained_run(run, TOKENIZER, kind="lora", arch={"exif": "apply", "transparency": "white"})
+    Tokenizer.load(TOKENIZER).save(run)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGBA", (40, 20), (10, 20, 30, 0)).save(picture, exif=exif)
+    upright = tmp_path / "upright.png"
+    Image.new("RGB", (20, 40), (255, 255, 255)).save(upright)
+    convert(str(run), str(tmp_path / "hf"), "hf", "float32")
+    convert(str(tmp_path / "hf"), str(tmp_path / "again"), "run")
+    convert(str(run), str(tmp_path / "peft"), "peft")
+    for name in ("run", "hf", "again", "peft"):
+        _, processor = mole_jax.load(str(tmp_path / name))
+        expected = processor(QUESTION, upright).images
+        for one in (picture, Image.open(picture)):
+            np.testing.assert_array_equal(processor(QUESTION, one).images, expected, err_msg=name)
+    held = with_own_prompt(DataConfig(exif="ignore"), open_source(str(run)))
+    assert taken(held, open_source(str(run)).architecture.image).exif == "apply"
 
 
 def test_all_ids_that_end_an_answer_and_the_padding_are_told(runs, tmp_path):
