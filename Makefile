@@ -38,7 +38,7 @@ quickstart: setup ## train a small LLaVA-MoLE on synthetic data, on this machine
 	$(PYTHON) -m mole_jax.quickstart
 
 test: setup ## the default tests (minutes)
-	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not torch"
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not torch" --durations=40
 
 test-slow: setup ## the long tests; those that need PyTorch skip themselves without it
 	$(PYTHON) -m pytest -m "slow and not gpu"
