@@ -152,7 +152,8 @@ class DomainConfig:
     name: str
     """Name in metrics and reports."""
     path: str
-    """LLaVA JSON or JSONL file, or tfds:NAME:SPLIT for a prepared tensorflow-datasets set."""
+    """Where its records lie, in any container and layout of docs/data.md: a file, a folder, a pattern, hf:NAME:SPLIT or
+    tfds:NAME:SPLIT."""
     image_root: str | None = None
     """Folder that image paths are relative to and must stay inside. None: the folder of `path`."""
     weight: float = 1.0
@@ -335,7 +336,7 @@ class TaskConfig:
     name: str
     """Name in reports; by custom the domain's."""
     path: str
-    """LLaVA JSON or JSONL file. The last assistant turn is the reference answer, unless the record has `answers`: a
+    """As of a `DomainConfig`. The last assistant turn is the reference answer, unless the record has `answers`: a
     list of texts, or of objects with an `answer` (VQAv2's annotations); then those are the references."""
     image_root: str | None = None
     """Folder of the images. None: the folder of `path`."""
