@@ -17,7 +17,8 @@ def test_every_container_is_measured_and_shown(monkeypatch):
     result = data.result_of(Tokenizer.load(tiny.TOKENIZER), records=40, rounds=1, seconds=0.1, epochs=1)
     names = [row["container"] for row in result["reading"]]
     assert names == ["JSON and files", "parquet", "ArrayRecord", "TFDS"]
-    assert len({round(row["tokens/example"], -2) for row in result["reading"]}) == 1, "they read the same records"
+    tokens = [row["tokens/example"] for row in result["reading"]]
+    assert max(tokens) < 1.2 * min(tokens), "they read the same records, but for how many they come to"
     text = data.page(result)
     assert all(f"| {name} | 0 |" in text for name in names)
     assert [row["batches"] for row in result["epoch"]] == [result["epoch"][0]["batches"]] * 2
