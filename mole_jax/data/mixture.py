@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mole_jax.config import DataConfig, LossAverage
-from mole_jax.data import mixing
+from mole_jax.data import counting, mixing
 from mole_jax.data.batch import Batch, Row, empty_row, stack
 from mole_jax.data.fingerprint import fingerprint
 from mole_jax.data.left_out import ENOUGH, LeftOut, evenly
@@ -74,6 +74,7 @@ class Mixture:
         self._usable = [min(n, domain.cap or n) for n, domain in zip(self._records, data.domains, strict=True)]
         self._sizes = mixing.domain_sizes(data, self._records)
         self._shares = mixing.proportions(data, self._sizes)
+        self._epochs = epochs
         self._total = None if epochs is None else round(epochs * self.examples_per_epoch)
         self._ledger = self._new_ledger()
         self._reader, self._streams = self._open(loader, self._ledger)
@@ -221,14 +222,28 @@ class Mixture:
     def count_batches(self) -> int:
         """Returns the exact number of batches that `epochs` make, as far as the shards of this part go.
 
-        They are packed to be counted: every record drawn is read and tokenised, its images checked but not decoded.
+        They are packed to be counted: every record drawn is read and tokenised, its images checked but not decoded; of
+        many by several processes, whatever `data.workers` is.
         The most that any part gets is the number of batches that give out all there is.
 
         Raises:
           UserError: as iterating would.
         """
         assert self._total is not None, "a mixture without end has no number of batches"
-        reader, streams = self._open(dataclasses.replace(self._loader, decode=False), self._new_ledger())
+        processes = counting.processes(len(self._own), round(self._total * len(self._own) / self._shards))
+        if processes == 1:
+            return -(-self._counted().rows // self._rows_each)
+        data = dataclasses.replace(self._data, workers=0)
+        loader = dataclasses.replace(self._loader, decode=False)
+        of_shard = _ShardOf(data, loader, self._seed, self._shards * self._rows_each, self._epochs, self._shards)
+        found = counting.counted(of_shard, self._own, processes)
+        self._new_ledger().add(found.skipped)  # of which each process has seen a part
+        return -(-found.rows // self._rows_each)
+
+    def _counted(self) -> counting.Count:
+        """Packs what is its own, in this process."""
+        ledger = self._new_ledger()
+        reader, streams = self._open(dataclasses.replace(self._loader, decode=False), ledger)
         rows, left = dict.fromkeys(streams, 0), set(streams)
         while left:
             # In turns, so that little waits in the reader that they share.
@@ -238,7 +253,7 @@ class Mixture:
                 else:
                     rows[shard] += 1
         reader.close()
-        return max(-(-number // self._rows_each) for number in rows.values())
+        return counting.Count(max(rows.values()), ledger.entries)
 
     def survey(self) -> list[LeftOut]:
         """Returns what will be left out of each domain that is drawn, from a look at records spread over it evenly.
@@ -358,6 +373,22 @@ class Mixture:
             ("supervised", batch.loss_mask[rows] > 0),
         ):
             counts[name] += np.bincount(domains[where], minlength=len(self._records))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShardOf:
+    """Counts one shard of a mixture in another process, as the part of it that has that shard's rows."""
+
+    data: DataConfig
+    loader: Loader
+    seed: int
+    rows: int
+    epochs: float | None
+    shards: int
+
+    def __call__(self, shard: int) -> counting.Count:
+        settings: dict[str, Any] = {"seed": self.seed, "rows": self.rows, "epochs": self.epochs}
+        return Mixture(self.data, self.loader, **settings, part=shard, parts=self.shards)._counted()
 
 
 def _check_content(before: dict[str, dict[str, str]], now: dict[str, dict[str, str]]) -> None:

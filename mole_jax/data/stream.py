@@ -44,6 +44,11 @@ class Ledger:
         """Returns whether a record with this problem is skipped; False without a problem."""
         return bool(reason) and (self.on_too_long if reason in TOO_LARGE else self.on_bad) == "skip"
 
+    def add(self, entries: Mapping[tuple[int, int], tuple[str, str]]) -> None:
+        """Enters records that were found unusable elsewhere; raises `UserError` if nothing of a domain is left."""
+        for key, entry in sorted(entries.items()):
+            self._enter(key, entry)
+
     def accept(self, element: dict[str, Any]) -> bool:
         """Returns whether the element is usable; enters it if not.
 
@@ -55,14 +60,18 @@ class Ledger:
         if not self.skips(element["reason"]):
             field = "on_too_long" if element["reason"] in TOO_LARGE else "on_bad_record"
             raise UserError(f"{element['message']} (or set data.{field} to skip)")
-        domain = element["domain"]
-        if (key := (domain, element["record"])) not in self.entries:
-            self.entries[key] = (element["reason"], f"{element['record_id']}: {element['message']}")
+        entry = element["reason"], f"{element['record_id']}: {element['message']}"
+        self._enter((element["domain"], element["record"]), entry)
+        return False
+
+    def _enter(self, key: tuple[int, int], entry: tuple[str, str]) -> None:
+        domain = key[0]
+        if key not in self.entries:
+            self.entries[key] = entry
             self._skipped[domain] += 1
         name, size = self.sizes[domain]
         if self._skipped[domain] == size:
-            raise UserError(f"domain {name}: all {size} records were skipped; the last one: {element['message']}")
-        return False
+            raise UserError(f"domain {name}: all {size} records were skipped; the last one: {entry[1]}")
 
     def by_reason(self) -> dict[str, list[str]]:
         """Returns the skipped records, "domain/id: message", under each reason that occurred."""
@@ -224,6 +233,11 @@ def _next(iterator: grain.DatasetIterator) -> dict[str, Any]:
 def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     mark_flags_parsed()
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Watches, from now on and in a thread, for this process's parent to be killed, and ends it then."""
     threading.Thread(target=_end_with_parent, daemon=True, name="parent").start()
 
 
