@@ -102,6 +102,19 @@ def image_size(
         return _checked_size(opened, name, spec, pictures, max_pixels)
 
 
+def image_bytes(image: str | bytes, root: str | pathlib.Path | None) -> bytes:
+    """Returns the content of an image file as it lies, whatever it is; raises `UserError` where it cannot be read."""
+    if isinstance(image, bytes):
+        return image
+    name = _name(image)
+    try:
+        return _inside(image, root, name).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist in {root}; check the path or set image_root") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({_reason(error)}); replace it or take the record out") from None
+
+
 def image_remarks(image: str | bytes, root: str | pathlib.Path | None) -> list[str]:
     """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`."""
     with warnings.catch_warnings(action="ignore"), _open(image, root, _name(image)) as opened:
