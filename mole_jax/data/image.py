@@ -116,6 +116,31 @@ def image_size(
         return _checked_size(opened, name, spec, pictures, max_pixels)
 
 
+def image_bytes(image: str | bytes, root: str | pathlib.Path | None) -> bytes:
+    """Returns the content of an image file as it lies, whatever it is; of a page of a TIFF that page as a TIFF.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if isinstance(image, bytes):
+        return image
+    name = _name(image)
+    if is_url(image):
+        return url_content(image, name)
+    file, page = _file_and_page(image, root, name)
+    if page:
+        written = io.BytesIO()
+        with _open(image, root, name) as opened:
+            opened.save(written, "TIFF")
+        return written.getvalue()
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist in {root}; check the path or set image_root") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({_reason(error)}); replace it or take the record out") from None
+
+
 def image_remarks(image: str | bytes, root: str | pathlib.Path | None, spec: ImageSpec) -> list[str]:
     """Returns what a user should know of an image that can be read: keys of `mole_jax.data.colour.REMARKS`.
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from mole_jax.config import DataConfig, DomainConfig
-from mole_jax.data import check
+from mole_jax.data.desk import check, show
+from mole_jax.data.desk.opened import open_loader
 from tests.data.domains_on_disk import IMAGE, domain, record, write, write_image
 
 
@@ -23,7 +24,7 @@ def data(tmp_path) -> DataConfig:
 
 
 def test_every_problem_is_listed_with_file_record_and_field(data, tokenizer):
-    inspection = check.inspect(data, check.open_loader(data, tokenizer, IMAGE))
+    inspection = check.inspect(data, open_loader(data, tokenizer, IMAGE))
     assert [problem.reason for problem in inspection.problems] == ["bad image", "bad record", "too long"]
     texts = [str(problem) for problem in inspection.problems]
     assert "faulty.json: record 2 (id 'b'), field image: image 'none.png' does not exist" in texts[0]
@@ -40,7 +41,7 @@ def test_every_problem_is_listed_with_file_record_and_field(data, tokenizer):
 
 
 def test_counts_are_those_of_the_examples(data, tokenizer):
-    loader = check.open_loader(data, tokenizer, IMAGE)
+    loader = open_loader(data, tokenizer, IMAGE)
     counts = check.inspect(data, loader).domains[0]
     loaded = [loader.load(0, i) for i in range(3)]
     assert counts.tokens == sum(len(one.tokens) for one in loaded)
@@ -50,7 +51,7 @@ def test_counts_are_those_of_the_examples(data, tokenizer):
 
 def test_a_sound_mixture_has_no_problems(data, tokenizer):
     sound = dataclasses.replace(data, domains=data.domains[:1])
-    inspection = check.inspect(sound, check.open_loader(sound, tokenizer, IMAGE))
+    inspection = check.inspect(sound, open_loader(sound, tokenizer, IMAGE))
     assert (inspection.problems, inspection.stops) == ((), False)
     assert str(inspection).endswith("no problems")
 
@@ -59,8 +60,8 @@ def test_the_preview_marks_the_answers(tmp_path, tokenizer):
     raw = record("a", "What?", "A dog.", write_image(tmp_path, "a.png"))
     raw["conversations"] += [{"from": "human", "value": "And?"}, {"from": "gpt", "value": "A cat."}]
     data = DataConfig(domains=(DomainConfig("d", write(tmp_path, "d", [raw])),), sequence_length=500)
-    loader = check.open_loader(data, tokenizer, IMAGE)
-    first, second = check.preview(data, loader, 2, seed=0)
+    loader = open_loader(data, tokenizer, IMAGE)
+    first, second = show.preview(data, loader, 2, seed=0)
     assert first == second
     assert first.startswith("d/a: ")
     marked = [part.partition("⟧")[0] for part in first.split("⟦")[1:]]
@@ -71,7 +72,7 @@ def test_the_preview_marks_the_answers(tmp_path, tokenizer):
 def test_a_preview_of_nothing_usable_ends(tmp_path, tokenizer):
     path = write(tmp_path, "d", [{"id": "a"}])
     data = DataConfig(domains=(DomainConfig("d", path),))
-    assert list(check.preview(data, check.open_loader(data, tokenizer, IMAGE), 3, seed=0)) == []
+    assert list(show.preview(data, open_loader(data, tokenizer, IMAGE), 3, seed=0)) == []
 
 
 def test_the_command_prints_and_ends_with_2_where_there_is_a_problem(tmp_path, data, tokenizer):

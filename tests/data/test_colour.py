@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from mole_jax.config import DataConfig, DomainConfig
-from mole_jax.data import check
 from mole_jax.data.colour import REMARKS, TRANSPARENT, TURNED, WIDE
+from mole_jax.data.desk import check
+from mole_jax.data.desk.opened import open_loader
 from mole_jax.data.image import image_remarks, load_image, load_tiles, square_spec
 from mole_jax.errors import UserError
 from tests.data.domains_on_disk import IMAGE, record, write
@@ -181,6 +182,6 @@ def test_an_inspection_says_how_many_images_of_a_domain(tmp_path, tokenizer):
     for name, content in images.items():
         (tmp_path / name).write_bytes(content)
     data = DataConfig(domains=(DomainConfig("d", write(tmp_path, "d", [record(n, image=n) for n in images])),))
-    printed = str(check.inspect(data, check.open_loader(data, tokenizer, image=IMAGE)))
+    printed = str(check.inspect(data, open_loader(data, tokenizer, image=IMAGE)))
     for remark in (WIDE, TRANSPARENT, TURNED):
         assert f"d: 1 of 4 images {REMARKS[remark]}" in printed

@@ -75,7 +75,8 @@ def test_records_cannot_forge_lines_or_act_on_the_terminal(look):
 
 def test_too_much_left_out_ends_with_2(look):
     records = [record("a"), record("b", answer="x" * 2000)]
-    assert look(records).returncode == 0
+    lost = look(records)
+    assert (lost.returncode, lost.stderr) == (2, "")
     done = look(records, "--data.most_skipped", "0.4")
     assert done.returncode == 2
     assert "d: 1 of 2 records are left out (50.0%): 1 too long" in done.stdout

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from mole_jax.config import DataConfig, DomainConfig, TaskConfig
-from mole_jax.data import check
+from mole_jax.data.desk import check, show
+from mole_jax.data.desk.opened import open_loader
 from mole_jax.data.held_out import held_out_batches, questions
 from mole_jax.data.image import image_size, load_tiles
 from mole_jax.data.mixture import Mixture
@@ -179,8 +180,8 @@ def test_held_out_rows_and_questions_have_their_places(golden, records):
 def test_the_preview_shows_the_checkpoints_words_and_its_marks(reference, records):
     golden = Golden(reference("families/smolvlm"))
     data = records(golden)
-    loader = check.open_loader(data, Tokenizer.load(golden.folder), golden.spec)
-    shown = check.show(loader.load(0, 0), loader)
+    loader = open_loader(data, Tokenizer.load(golden.folder), golden.spec)
+    shown = show.show(loader.load(0, 0), loader)
     assert shown.startswith(
         "golden/wide: 68 tokens, 6 supervised, 1 image(s)\n<|im_start|>User:<fake_token_around_image>"
     )
@@ -214,11 +215,9 @@ def test_a_system_turn_stands_in_the_row(reference, tmp_path):
     turns = [("system", "Be brief."), ("human", "What?"), ("gpt", "That.")]
     raw = {"id": "a", "conversations": [{"from": side, "value": text} for side, text in turns]}
     data = DataConfig(domains=(DomainConfig("d", write(tmp_path, "d", [raw])),), sequence_length=100)
-    loader = check.open_loader(data, Tokenizer.load(golden.folder), golden.spec)
-    assert "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user" in check.show(loader.load(0, 0), loader)
-    preset = check.open_loader(
-        dataclasses.replace(data, prompt="v1"), Tokenizer.load(golden.folder), SPECS["llava_qwen2"]
-    )
+    loader = open_loader(data, Tokenizer.load(golden.folder), golden.spec)
+    assert "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user" in show.show(loader.load(0, 0), loader)
+    preset = open_loader(dataclasses.replace(data, prompt="v1"), Tokenizer.load(golden.folder), SPECS["llava_qwen2"])
     with pytest.raises(UserError, match="the prompt preset v1 has no place for a system turn; take it out"):
         preset.load(0, 0)
 
@@ -230,9 +229,9 @@ def test_an_end_that_the_template_does_not_write_is_told(reference, tmp_path):
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
     path = write(tmp_path, "d", [{"id": "a", "conversations": turns}])
     data = DataConfig(domains=(DomainConfig("d", path),), sequence_length=100)
-    loader = check.open_loader(data, Tokenizer.load(tmp_path / "base"), golden.spec)
+    loader = open_loader(data, Tokenizer.load(tmp_path / "base"), golden.spec)
     assert "base writes no token where an answer ends, so </s> takes the place" in str(check.inspect(data, loader))
-    assert check.show(loader.load(0, 0), loader).endswith("\nUSER: What? ASSISTANT:⟦ That.</s>⟧")
+    assert show.show(loader.load(0, 0), loader).endswith("\nUSER: What? ASSISTANT:⟦ That.</s>⟧")
 
 
 def test_a_picture_too_thin_to_be_cut_is_a_bad_image(reference, tmp_path):
@@ -241,7 +240,7 @@ def test_a_picture_too_thin_to_be_cut_is_a_bad_image(reference, tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
     raw = {"id": "a", "image": "thin.png", "conversations": turns}
     data = DataConfig(domains=(DomainConfig("d", write(tmp_path, "d", [raw])),), sequence_length=100)
-    inspection = check.inspect(data, check.open_loader(data, Tokenizer.load(golden.folder), golden.spec))
+    inspection = check.inspect(data, open_loader(data, Tokenizer.load(golden.folder), golden.spec))
     assert [problem.reason for problem in inspection.problems] == ["bad image"]
     assert re.search(
         r"d\.json: record 0 \(id 'a'\), field image: 1 x 9000 pixels are too long and thin", str(inspection)
