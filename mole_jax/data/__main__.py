@@ -48,9 +48,9 @@ def _check(command: str, argv: list[str]) -> None:
     )
     config, arguments = _parse(command, argv, about if command else OVERVIEW + about, _check_flags)
     loader = opened(config)
-    for source in loader.sources:
+    for number, source in enumerate(loader.sources):
         if source.remark:
-            print(escaped(source.remark))
+            print(escaped(source.remark if number < len(config.data.domains) else f"task {source.remark}"))
     for text in show.preview(config.data, loader, arguments.preview, seed=config.seed):
         print(block(text), end="\n\n")
     inspection = check.inspect(config.data, loader, seed=config.seed, workers=arguments.workers)

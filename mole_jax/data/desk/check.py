@@ -150,7 +150,6 @@ class Inspection:
 
     def _of_domain(self, domain: DomainCounts) -> Iterator[tuple[str, bool]]:
         name = domain.name
-        yield f"{name}: read as {domain.layout}", False
         if domain.skipped:
             yield str(domain.left_out), domain.left_out.notable
         if domain.stopping:
