@@ -96,15 +96,22 @@ def of_call(node: ast.Call, own: set[str]) -> Iterator[str]:
             yield ast.unparse(node)
 
 
+HOOKS = {
+    "tensorflow_datasets.core.GeneratorBasedBuilder": ("_info", "_split_generators", "_generate_examples"),
+}
+"""Methods that a library documents as those to write, for all their underscore."""
+
+
 def of_class(node: ast.ClassDef, imports: dict[str, str]) -> Iterator[str]:
     """Methods that override a private one of a foreign class."""
     methods = [one.name for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
     for base in map(ast.unparse, node.bases):
         first, _, rest = base.partition(".")
         if first in imports and not is_ours(imports[first]):
-            foreign = looked_up(imports[first] + (f".{rest}" if rest else ""))
+            path = imports[first] + (f".{rest}" if rest else "")
+            foreign = looked_up(path)
             for name in filter(is_private, methods):
-                if inspect.getattr_static(foreign, name, None) is not None:
+                if name not in HOOKS.get(path, ()) and inspect.getattr_static(foreign, name, None) is not None:
                     yield f"{node.name}.{name} overrides {base}'s"
 
 

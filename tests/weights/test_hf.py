@@ -304,7 +304,7 @@ class TestMistakes:
             write_hf(tmp_path / "out", golden.architecture, stored(golden), tokenizer=goldens)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name, arch in PRESETS.items() if arch.family == "llava"])
 def test_architectures_round_trip(name: str):
     arch = PRESETS[name]
     assert architecture_from_hf(json.loads(json.dumps(write_architecture(arch))), where="x") == arch
