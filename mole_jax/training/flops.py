@@ -17,7 +17,8 @@ def step_flops(
 
     Each matrix costs two FLOPs per number and token in the forward pass, two more where an activation
     gradient flows through it and two more where it is trained. A frozen decoder thus costs 4N a token
-    and a frozen vision tower 2N. Attention counts half of S x S, being causal.
+    and a frozen vision tower 2N. The decoder's attention counts half of S x S, being causal, the tower's all of it. All
+    tile slots of a row count, also those that a batch leaves empty.
     """
     rows, length = config.train.batch_rows, config.data.sequence_length
     tokens = rows * length
@@ -25,16 +26,19 @@ def step_flops(
     positions = {"vision": tiles * arch.vision.tokens, "projector": tiles * arch.features_per_image}
     total = 0.0
     adapted = bool(config.adapter.vision_targets) and "adapters" in trainable
+    tower = "vision" in trainable or adapted
     for path, parameter in declarations.items():
         if not is_matrix(path):
             continue
         group = group_of(parameter)
         seen = positions.get("vision" if path.startswith("vision/") else group, tokens)
-        through = not path.startswith("vision/") or "vision" in trainable or adapted
+        through = not path.startswith("vision/") or tower
         total += 2.0 * math.prod(parameter.shape) * seen * (1 + through + (group in trainable))
     if arch.decoder.tied_head:
         total += 4.0 * arch.decoder.vocab * arch.decoder.width * tokens
-    return total + 3 * _attention(config, arch)
+    vision = arch.vision
+    attention = 4.0 * vision.layers * vision.width * vision.tokens**2 * tiles
+    return total + 3 * _attention(config, arch) + (3 if tower else 1) * attention
 
 
 def recomputed_flops(config: Config, arch: LlavaArchitecture, declarations: Mapping[str, Parameter]) -> float:
