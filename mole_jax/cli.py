@@ -319,7 +319,10 @@ class Options[T]:
                 value = self._tyro(value, arguments)
             except ValueError:
                 words = " ".join(word for values in given for word in values)
-                choices = typing.get_args(expected) if typing.get_origin(expected) is typing.Literal else ()
+                kinds = [
+                    one for one in (expected, *typing.get_args(expected)) if typing.get_origin(one) is typing.Literal
+                ]
+                choices = [str(choice) for one in kinds for choice in typing.get_args(one)]
                 got = f"got '{words}'" if any(given) else "got nothing"
                 raise UserError(f"{flag} expects {describe(expected)}, {got}{nearest(words, choices)}") from None
         return value

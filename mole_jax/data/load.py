@@ -17,7 +17,7 @@ from mole_jax.data.image import image_remarks, image_size, load_tiles
 from mole_jax.data.layouts.layout import Layout as RecordLayout
 from mole_jax.data.layouts.table import LAYOUTS, UNKNOWN, recognised
 from mole_jax.data.prompt import with_prompt
-from mole_jax.data.records import parse_record
+from mole_jax.data.records import identified, parse_record
 from mole_jax.data.selected import SelectedRecords
 from mole_jax.data.template import Template
 from mole_jax.data.tiling import pictures
@@ -158,6 +158,12 @@ class RecordSource:
         chosen = self.records if isinstance(self.records, SelectedRecords) else None
         number, columns = (chosen.number(index), chosen.columns) if chosen else (index, {})
         return {"file": self.records.file, "index": number, "layout": self.layout, "columns": columns}
+
+    def turn_count(self, index: int) -> int:
+        """Returns how many turns record `index` has before any is left out; raises `UserError` as reading it does."""
+        raw = self.records[index]
+        _, fail = identified(raw, **self.where(index))
+        return len(self.layout.read(raw, fail).turns)
 
 
 def _recognised(records: Records) -> RecordLayout:

@@ -73,6 +73,18 @@ def test_records_cannot_forge_lines_or_act_on_the_terminal(look):
     assert r"(id 'x\nerror: forged \x1b[2J\u202e')" in done.stdout
 
 
+def test_the_layout_is_told_and_how_many_are_kept(look):
+    chat = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]
+    records = [{"messages": chat, "q_lang": language} for language in ("en", "zh", "en")]
+    more = ", evaluation=EvaluationConfig(tasks=(TaskConfig('t', data.domains[0].path),))"
+    done = look(records, "--data.domains.0.where", "q_lang=en", more=more)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == [
+        "d: layout messages (by its keys), 2 of 3 records kept by where",
+        "t: layout messages (by its keys)",
+    ]
+
+
 def test_too_much_left_out_ends_with_2(look):
     records = [record("a"), record("b", answer="x" * 2000)]
     lost = look(records)

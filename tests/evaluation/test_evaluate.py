@@ -173,6 +173,7 @@ def test_a_killed_evaluation_asks_nothing_twice(data, mole, tmp_path):
     partial.write_text("\n".join([header, answers[0], json.dumps(marked), *answers[2:], '{"id": "half']))
     done = subprocess.run(line, env=ENVIRONMENT, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "data: general: layout llava (by its keys)" in done.stderr.splitlines()
     found = predictions(workdir, "general")
     assert [one["id"] for one in found] == [record["id"] for record in json.loads(Path(decoding["path"]).read_text())]
     assert found[1]["prediction"] == "said before the kill"

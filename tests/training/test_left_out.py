@@ -32,11 +32,13 @@ def test_both_ends_of_a_run_and_its_evaluation_say_it(domains, tmp_path, capsys)
     train(config, absolute(str(tmp_path / "run")))
     told = capsys.readouterr().err.splitlines()
     left_out = "10 records are left out (90.0%): 9 too long"
+    assert "data: d: layout llava (by its keys)" in told
     assert f"records looked at: d: 9 of {left_out}" in told
     assert f"records read: d: 9 of {left_out}" in told
     assert told.count(f"step 0: held: 9 of {left_out}") == told.count(f"step 2: held: 9 of {left_out}") == 1
     result = json.loads((tmp_path / "run" / "eval" / "step_00000002.json").read_text())
     assert result["tasks"]["held"]["skipped"] == {"too long": 9}
+    assert result["tasks"]["held"]["data"] == "held: layout llava (by its keys)"
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"<p>d: 9 of {left_out}</p>" in page
 
