@@ -15,6 +15,7 @@ from mole_jax.data.containers.open import image_root, open_records
 from mole_jax.data.conversation import Example, encode, encode_prompt
 from mole_jax.data.image import image_remarks, image_size, load_tiles
 from mole_jax.data.layouts.layout import Layout as RecordLayout
+from mole_jax.data.layouts.layout import Parts
 from mole_jax.data.layouts.table import LAYOUTS, UNKNOWN, recognised
 from mole_jax.data.prompt import with_prompt
 from mole_jax.data.records import identified, parse_record
@@ -161,9 +162,18 @@ class RecordSource:
 
     def turn_count(self, index: int) -> int:
         """Returns how many turns record `index` has before any is left out; raises `UserError` as reading it does."""
+        return len(self._parts(index).turns)
+
+    def fields(self, index: int) -> tuple[str, str]:
+        """Returns what the file calls the fields of turns and of images of a usable record, for messages."""
+        parts, columns = self._parts(index), self.where(index)["columns"]
+        turns, images = (one.partition("[")[0] for one in (parts.turns[0].field, parts.image_field))
+        return columns.get(turns, turns), columns.get(images, images)
+
+    def _parts(self, index: int) -> Parts:
         raw = self.records[index]
         _, fail = identified(raw, **self.where(index))
-        return len(self.layout.read(raw, fail).turns)
+        return self.layout.read(raw, fail)
 
 
 def _recognised(records: Records) -> RecordLayout:
@@ -210,7 +220,8 @@ class Loader:
         try:
             encoded = encode(example, self.tokenizer, layout.prompt, layout.image, layouts)
         except UserError as error:
-            raise self._problem(BAD_RECORD, f"{where}, field conversations: {error}", example) from None
+            field, _ = source.fields(index)
+            raise self._problem(BAD_RECORD, f"{where}, field {field}: {error}", example) from None
         if len(encoded.tokens) > layout.sequence_length:
             raise self._problem(
                 TOO_LONG,
@@ -218,7 +229,7 @@ class Loader:
                 "shorten it or raise that",
                 example,
             )
-        self._check_tiles(where, example, sum(one.tiles for one in layouts))
+        self._check_tiles(source, index, example, sum(one.tiles for one in layouts))
         images = self.images(domain, index, example, layouts)
         return Loaded(example, encoded.tokens, encoded.loss_mask, images, layouts)
 
@@ -235,16 +246,17 @@ class Loader:
         except UserError as error:
             raise self._image_problem(domain, index, example, error) from None
 
-    def _check_tiles(self, where: str, example: Example, tiles: int) -> None:
+    def _check_tiles(self, source: RecordSource, index: int, example: Example, tiles: int) -> None:
         most, count = self.layout.tiles_per_row, len(example.images)
         if tiles <= most:
             return
+        where, (_, field) = self._where(source, index, example), source.fields(index)
         if isinstance(self.layout.image.tiling, Single):
             message = f"{count} images, over data.tiles_per_row {most}; take some out or raise that"
-            raise self._problem(TOO_MANY_IMAGES, f"{where}, field image: {message}", example)
+            raise self._problem(TOO_MANY_IMAGES, f"{where}, field {field}: {message}", example)
         each = f", or set data.max_tiles to at most {most // count}" if most >= count else ""
         message = f"{tiles} tiles of {count} image(s), over data.tiles_per_row {most}; raise that{each}"
-        raise self._problem(TOO_MANY_TILES, f"{where}, field image: {message}", example)
+        raise self._problem(TOO_MANY_TILES, f"{where}, field {field}: {message}", example)
 
     def parse(self, domain: int, index: int) -> Example:
         """Returns the checked record, not yet tokenised; raises `RecordProblem`."""
@@ -275,8 +287,8 @@ class Loader:
                 layouts,
             )
         except UserError as error:
-            where = self._where(self.sources[domain], index, example)
-            raise self._problem(BAD_RECORD, f"{where}, field conversations: {error}", example) from None
+            where, (field, _) = self._where(self.sources[domain], index, example), self.sources[domain].fields(index)
+            raise self._problem(BAD_RECORD, f"{where}, field {field}: {error}", example) from None
         return example, tokens, layouts
 
     def images(
@@ -301,8 +313,8 @@ class Loader:
             raise self._image_problem(domain, index, example, error) from None
 
     def _image_problem(self, domain: int, index: int, example: Example, error: UserError) -> RecordProblem:
-        where = self._where(self.sources[domain], index, example)
-        return self._problem(BAD_IMAGE, f"{where}, field image: {error}", example)
+        where, (_, field) = self._where(self.sources[domain], index, example), self.sources[domain].fields(index)
+        return self._problem(BAD_IMAGE, f"{where}, field {field}: {error}", example)
 
     def remarks(self, domain: int, example: Example) -> list[str]:
         """Returns what a user should know of the images of a usable record (`mole_jax.data.colour.REMARKS`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from mole_jax.config import DataConfig, DomainConfig, TaskConfig
 from mole_jax.data.held_out import questions
+from mole_jax.data.load import RecordProblem
 from mole_jax.data.mixture import Mixture
 from tests.data.domains_on_disk import IMAGE, record, write, write_image
 from tests.data.layouts import fixtures
@@ -55,6 +57,17 @@ def test_three_layouts_give_the_same_examples(domains, tokenizer):
         for other in others:
             for ours, theirs in zip(first, other, strict=True):
                 np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_missing_image_is_told_by_the_field_of_the_file(domains, tmp_path, tokenizer):
+    (tmp_path / "2.png").unlink()
+    renamed = dataclasses.replace(domains[2], columns=("question=frage", "answer=answer"))
+    for domain, field in ((domains[1], "images"), (renamed, "image")):
+        mixture = Mixture.build(
+            DataConfig(domains=(domain,), sequence_length=300), seed=0, tokenizer=tokenizer, image=IMAGE, rows=1
+        )
+        with pytest.raises(RecordProblem, match=rf"record 2 \(id '2'\), field {field}: image '2.png' does not exist"):
+            mixture.loader.load(0, 2)
 
 
 def test_held_out_questions_know_all_right_answers(tmp_path, tokenizer):
