@@ -81,7 +81,7 @@ def test_the_layout_is_told_and_how_many_are_kept(look):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:2] == [
         "d: layout messages (by its keys), 2 of 3 records kept by where",
-        "t: layout messages (by its keys)",
+        "task t: layout messages (by its keys)",
     ]
 
 

@@ -83,17 +83,9 @@ class Look:
             sizes=tuple(image_size(one, opened.image_root, loader.layout.image, **rest) for one in example.images),
             tiles=len(loaded.images),
             remarks=tuple(loader.remarks(source, example)),
-            turn_dropped=self._turn_dropped(source, index, example),
+            turn_dropped=len(example.turns) < opened.turn_count(index),
             content=self._content(source, example),
         )
-
-    def _turn_dropped(self, source: int, index: int, example: Example) -> bool:
-        opened = self.loader.sources[source]
-
-        def fail(field: str, problem: str) -> UserError:
-            return UserError(f"{field}: {problem}")
-
-        return len(example.turns) < len(opened.layout.read(opened.records[index], fail).turns)
 
     def _content(self, source: int, example: Example) -> bytes:
         """Returns a hash of the turns, without the space around them, and of the images; empty without the images."""
