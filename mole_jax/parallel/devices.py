@@ -41,6 +41,7 @@ CHIPS: dict[str, Chip] = {
     "TPU v6 lite": Chip(918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9, 12.5e9),
     "NVIDIA A100-SXM4-40GB": Chip(312e12, 40e9, 1555e9, 300e9),
     "NVIDIA A100-SXM4-80GB": Chip(312e12, 80e9, 2039e9, 300e9),
+    "NVIDIA L4": Chip(121e12, 24e9, 300e9, 32e9),
     "NVIDIA H100 80GB HBM3": Chip(989e12, 80e9, 3350e9, 450e9),
     "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9),
 }

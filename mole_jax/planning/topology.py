@@ -17,7 +17,18 @@ from typing import Any
 from mole_jax.errors import UserError, nearest
 
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
-EXAMPLES = ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5p:2x2x2", "v5p:4x4x4", "v6e:4x4", "v6e:8x8", "h100:8", "h200:8")
+EXAMPLES = (
+    "v5e:4x4",
+    "v5e:8x8",
+    "v5e:16x16",
+    "v5p:2x2x2",
+    "v5p:4x4x4",
+    "v6e:4x4",
+    "v6e:8x8",
+    "h100:8",
+    "h200:8",
+    "l4:1",
+)
 
 TPU_PACKAGE = "libtpu"
 CUDA_PACKAGES = ("jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-cuda-runtime", "nvidia-nvvm")
@@ -46,7 +57,22 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "{kind}"
 """
+_ADA = """
+gpu_device_info {{
+  cuda_compute_capability {{ major: 8 minor: 9 }}
+  core_count: 58 fpus_per_core: 128 clock_rate_ghz: 2.04
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 1536
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 101376 shared_memory_per_core: 102400
+  registers_per_block_limit: 65536 registers_per_core_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  l2_cache_size: 50331648 memory_bandwidth: {bandwidth} device_memory_size: {memory}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{kind}"
+"""
 GPUS = {
+    "l4": _ADA.format(kind="NVIDIA L4", bandwidth=300_000_000_000, memory=24_000_000_000),
     "h100": _HOPPER.format(kind="NVIDIA H100 80GB HBM3", bandwidth=3_350_000_000_000, memory=80_000_000_000),
     "h200": _HOPPER.format(kind="NVIDIA H200", bandwidth=4_800_000_000_000, memory=141_000_000_000),
 }

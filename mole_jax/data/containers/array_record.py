@@ -14,6 +14,7 @@ from typing import Any
 
 import msgpack
 
+from mole_jax.data.containers.container import in_order
 from mole_jax.data.containers.shards import check_local, content_hash
 from mole_jax.errors import UserError
 from mole_jax.files import PathLike, whole_folder
@@ -83,12 +84,8 @@ class ArrayRecords(Sequence):
             ) from None
 
     def values(self) -> Iterator[Any]:
-        """Yields all records in order; None for one that cannot be read."""
-        for index in range(len(self)):
-            try:
-                yield self[index]
-            except UserError:
-                yield None
+        """Returns all records in order; None for one that cannot be read."""
+        return in_order(self)
 
     def without_pictures(self) -> Iterator[Any]:
         """Yields nothing: the pictures of all records are inside."""

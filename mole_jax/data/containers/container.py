@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
+
+from mole_jax.errors import UserError
 
 
 class Records(Protocol):
@@ -37,3 +39,12 @@ class Records(Protocol):
         Embedded pictures may be left out, where that saves reading them; so may records that can have no other.
         """
         ...
+
+
+def in_order(records: Sequence[Any]) -> Iterator[Any]:
+    """Yields all records by index, for a container that knows no faster way; None for one that cannot be read."""
+    for index in range(len(records)):
+        try:
+            yield records[index]
+        except UserError:
+            yield None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mole_jax.data.containers.container import in_order
 from mole_jax.data.containers.json_file import decode
 from mole_jax.errors import UserError
 
@@ -85,12 +86,8 @@ class TfdsRecords(Sequence):
         return record
 
     def values(self) -> Iterator[Any]:
-        """Yields all records in order; None for one that cannot be read."""
-        for index in range(len(self)):
-            try:
-                yield self[index]
-            except UserError:
-                yield None
+        """Returns all records in order; None for one that cannot be read."""
+        return in_order(self)
 
     def without_pictures(self) -> Iterator[Any]:
         """Yields what `values` does; nothing where the images of the set are inside."""
