@@ -42,7 +42,7 @@ def test_splash_compiles_for_a_tpu_and_keeps_no_scores(monkeypatch, name):
     assert memory.temp_size_in_bytes < 2 * ROWS * HEADS * LENGTH * LENGTH  # two bytes for each score
 
 
-@pytest.mark.parametrize("name", ["h100:8", "h200:8"])
+@pytest.mark.parametrize("name", ["h100:8", "h200:8", "l4:1"])
 def test_triton_compiles_for_a_gpu_in_80_mib(name):
     if not topology._installed("jax_cuda13_plugin"):
         pytest.skip("needs the CUDA plugin to compile for a GPU (no hardware), in an environment of its own")
