@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mole_jax.config import CheckpointConfig
 from mole_jax.files import explained
+from mole_jax.parameters import flatten
 from mole_jax.training.step import TrainState
+from mole_jax.weights.checksums import changed, checksums
 from mole_jax.weights.run import CHECKPOINTS, Damaged, Meta, check_space, reading, storing
 
 HELD_OUT_LOSS = "held_out_loss"
 _OPT_STATE = "moments"  # its name in the checkpoints of all versions
-_CHECKSUM = "checksum"  # beside the data position
+_CHECKSUMS = "checksums"  # of the optimizer and the counters, beside the data position
+_FORMER_CHECKSUM = "checksum"
 
 
 class Checkpointer:
@@ -62,13 +62,14 @@ class Checkpointer:
         if step in self.manager.all_steps():
             return
         self.check_room(state)
+        meta = dataclasses.replace(meta, checksums=checksums(flatten(state.params)))
         with storing(self.folder):
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params),
                     optimizer=ocp.args.StandardSave(_rest(state)),
-                    data=ocp.args.JsonSave({**data, _CHECKSUM: checksum(state)}),
+                    data=ocp.args.JsonSave({**data, _CHECKSUMS: checksums(_by_path(_rest(state)))}),
                     meta=ocp.args.JsonSave(meta.to_json()),
                 ),
                 metrics=None if held_out is None else {HELD_OUT_LOSS: held_out},
@@ -86,17 +87,20 @@ class Checkpointer:
             params=ocp.args.StandardRestore(abstract.params),
             optimizer=ocp.args.StandardRestore(_rest(abstract)),
             data=ocp.args.JsonRestore(),
+            meta=ocp.args.JsonRestore(),
         )
         where = self.folder / str(step)
         with reading(where):
             found = self.manager.restore(step, args=wanted)
             rest, position = found["optimizer"], dict(found["data"])
+            written = position.pop(_CHECKSUMS, {}), found["meta"].get("checksums", {})  # older versions have none
+            position.pop(_FORMER_CHECKSUM, None)
+            wrong = changed(_by_path(rest), written[0]) or changed(flatten(found["params"]), written[1])
             restored = TrainState(
                 step=rest["step"], applied=rest["applied"], params=found["params"], opt_state=rest[_OPT_STATE]
             )
-        written = position.pop(_CHECKSUM, None)  # older versions have none
-        if written is not None and written != checksum(restored):
-            raise Damaged(where, "its arrays are not those that were written")
+        if wrong:
+            raise Damaged(where, f"{wrong} is not what was written")
         return restored, position
 
     def set_aside(self, step: int) -> epath.Path:
@@ -143,23 +147,9 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-def checksum(state: TrainState) -> str:
-    """Returns a text that changes with any bit of the state, and not with how it lies on devices."""
-    sums = jax.jit(_sums, out_shardings=state.step.sharding)(state)
-    return hashlib.sha256(np.asarray(jax.device_get(sums), "<u4").tobytes()).hexdigest()[:16]
-
-
-def _sums(state: TrainState) -> UInt32[Array, " leaves"]:
-    """The bits of each array as whole numbers, summed with odd weights: exact, so in any order."""
-
-    def of(leaf: Array) -> Array:
-        kind = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
-        places = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
-        return (bits * (2 * places + 1)).sum(dtype=jnp.uint32)
-
-    return jnp.stack([of(leaf) for leaf in jax.tree.leaves(state)])
-
-
 def _rest(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "applied": state.applied, _OPT_STATE: state.opt_state}
+
+
+def _by_path(tree: Any) -> dict[str, jax.Array]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

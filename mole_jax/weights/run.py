@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 from urllib.parse import quote
@@ -32,6 +32,7 @@ from mole_jax.errors import UserError
 from mole_jax.files import explained, is_remote, made
 from mole_jax.model.architecture import LlavaArchitecture, check_sizes
 from mole_jax.parameters import flatten, unflatten
+from mole_jax.weights.checksums import Checksums, changed, checksum
 from mole_jax.weights.foreign import check_adapter
 from mole_jax.weights.leaf import LAYERS, Leaf
 
@@ -65,6 +66,8 @@ class Meta:
     quantised: Quantisation | None = None
     """How the base was quantised in training. What is stored, here and in the base, is not."""
     format: int = FORMAT
+    checksums: dict = dataclasses.field(default_factory=dict)
+    """`Checksums` of the arrays that a training run stores; those of versions before have none."""
     masks: Literal["elements", "words"] = "elements"
     """What dropout drew: a number for each element (until version 0.1), or words (`mole_jax.adapters.dropout`)."""
 
@@ -154,11 +157,16 @@ def stored_shapes(folder: epath.Path, step: int) -> dict[str, tuple[int, ...]]:
         return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
 
 
-def read_params(folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def read_params(
+    folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeDtypeStruct], written: Checksums
+) -> dict[str, jax.Array]:
     """Reads arrays of checkpoint `step`, each into the shape, type and sharding that `abstract` gives.
 
+    Args:
+        written: sums of the arrays, in the types of `abstract`.
+
     Raises:
-        Damaged: it cannot be read.
+        Damaged: it cannot be read, or an array is not what was written.
         UserError: an array is stored in another shape.
     """
     if not abstract:
@@ -176,20 +184,27 @@ def read_params(folder: epath.Path, step: int, abstract: Mapping[str, jax.ShapeD
         tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
     )
     with reading(where.parent), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return flatten(checkpointer.restore(where, args=wanted))
+        found = flatten(checkpointer.restore(where, args=wanted))
+        if (path := changed(found, written)) is not None:
+            raise _not_as_written(where.parent, path)
+    return found
 
 
-def stored_leaves(folder: epath.Path, step: int) -> dict[str, Leaf]:
+def _not_as_written(where: epath.Path, path: str) -> Damaged:
+    return Damaged(where, f"{path} is not what was written")
+
+
+def stored_leaves(folder: epath.Path, step: int, written: Checksums | None = None) -> dict[str, Leaf]:
     """Returns the arrays of checkpoint `step` by path, in sorted order and as they were saved, to be read by layer.
 
     Raises:
-        Damaged: it cannot be read; a leaf raises it too.
+        Damaged: it cannot be read; a leaf raises it too, also where it is not what was `written`.
     """
     where = folder / CHECKPOINTS / str(step) / "params"
-    return {path: _stored(where, path) for path in sorted(stored_shapes(folder, step))}
+    return {path: _stored(where, path, (written or {}).get(path)) for path in sorted(stored_shapes(folder, step))}
 
 
-def _stored(where: epath.Path, path: str) -> Leaf:
+def _stored(where: epath.Path, path: str, written: Sequence[int] | None) -> Leaf:
     spec = {
         "driver": "zarr",
         "kvstore": {"driver": "ocdbt", "base": _store(where), "path": path.replace("/", ".") + "/"},
@@ -203,7 +218,10 @@ def _stored(where: epath.Path, path: str) -> Leaf:
 
     def read(layer: int) -> np.ndarray:
         with reading(where.parent):
-            return (store[layer] if stacked else store).read().result()
+            value = (store[layer] if stacked else store).read().result()
+            if written is not None and checksum(value) != written[layer]:
+                raise _not_as_written(where.parent, path)
+        return value
 
     return Leaf(tuple(store.shape), store.dtype.numpy_dtype, stacked, read)
 

@@ -137,3 +137,5 @@ def test_others_say_it_in_a_line(config, copy, tmp_path, door, spoil):
     }
     said = doors.here(door, *arguments[door])
     assert said.status == 0 or said.line
+    if spoil is DAMAGED["params array bits flipped"]:
+        assert "is not what was written" in said.line or "is damaged" in said.line

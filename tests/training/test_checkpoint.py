@@ -6,13 +6,19 @@ import json
 import shutil
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mole_jax.config import Config, MeshConfig
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.training.loop import train
 from mole_jax.training.telemetry import read_metrics
+from mole_jax.weights.checksums import checksum, checksums
+from mole_jax.weights.open import open_model, open_source
+from mole_jax.weights.run import read_meta
 from tests import tiny
 
 OPTIONS = {
@@ -68,6 +74,37 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_taken(data,
     assert "from step 4 in" in said
     assert {child.name for child in (workdir / "checkpoints").iterdir()} == {"4", "6", "6.damaged"}
     np.testing.assert_array_equal(*([line["loss"] for line in read_metrics(one)] for one in (whole, workdir)))
+
+
+def _flip_a_bit(step):
+    """One bit of the largest array, where the file stores it."""
+    file = max((step / "params").rglob("d/*"), key=lambda one: one.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def test_a_flipped_bit_is_noticed_by_whoever_reads_the_arrays(whole, tmp_path):
+    """Placed on devices, as `evaluate` and `generate` do; and read by layer, as `convert` does."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    _flip_a_bit(workdir / "checkpoints" / "6")
+    source = open_source(str(workdir))
+    with pytest.raises(UserError, match=r"checkpoints/6: is damaged"):
+        open_model(Config(mesh=MeshConfig(data=1)), source).place()
+    with pytest.raises(UserError, match=r"checkpoints/6: is damaged"):
+        jax.tree.map(np.asarray, dict(source.leaves(source.own.paths)))
+
+
+def test_placed_and_stored_arrays_have_the_same_checksums(whole):
+    """The sums of files read by layer are those that the run took of its placed arrays."""
+    source = open_source(str(whole))
+    written = read_meta(absolute(str(whole)), 6).checksums
+    assert set(written) == set(source.own.paths)
+    for path, leaf in source.own.stored().items():
+        parts = leaf if leaf.stacked else (np.asarray(leaf),)
+        assert [checksum(part) for part in parts] == written[path]
+        assert checksums({path: jnp.asarray(leaf)}) == {path: written[path]}
 
 
 def test_a_stray_folder_is_no_checkpoint(data, whole, tmp_path, capsys):

@@ -13,6 +13,7 @@ from mole_jax.config_json import identity
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.weights import run
+from mole_jax.weights.checksums import Checksums
 from mole_jax.weights.format import Export, Format, Given
 from mole_jax.weights.leaf import Leaf
 from mole_jax.weights.source import Abstract
@@ -22,8 +23,8 @@ from mole_jax.weights.sources import LayeredSource, tokenizer_in
 class RunArrays:
     """The arrays of a checkpoint; each process reads what its devices hold."""
 
-    def __init__(self, folder: epath.Path, step: int):
-        self.folder, self.step = folder, step
+    def __init__(self, folder: epath.Path, step: int, written: Checksums):
+        self.folder, self.step, self._written = folder, step, written
 
     @functools.cached_property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -34,10 +35,10 @@ class RunArrays:
         return self._shapes.keys()
 
     def stored(self) -> Mapping[str, Leaf]:
-        return run.stored_leaves(self.folder, self.step)
+        return run.stored_leaves(self.folder, self.step, self._written)
 
     def load(self, abstract: Abstract) -> dict[str, jax.Array]:
-        return run.read_params(self.folder, self.step, abstract)
+        return run.read_params(self.folder, self.step, abstract, self._written)
 
 
 def _is_checkpoint(path: epath.Path) -> bool:
@@ -65,7 +66,7 @@ def _read(given: Given) -> LayeredSource:
         prompt=meta.prompt,
         image_aspect=meta.image_aspect,
         tokenizer=tokenizer_in(folder),
-        own=RunArrays(folder, step),
+        own=RunArrays(folder, step, meta.checksums),
         identity=f"{identity(meta.architecture)} {identity(meta.adapter)}",
         base_name=base_name,
         open_base=lambda: given.open(str(base_name)),
