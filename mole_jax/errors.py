@@ -37,14 +37,34 @@ def program(door: str) -> str:
 
 
 def run_door(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Runs a command's `main`; a `UserError` becomes one line on stderr and exit status 2, and so does a device whose
+    memory is too small; Ctrl-C ends it with 130."""
     try:
         main()
     except UserError as error:
         print_error(error)
-        # Not sys.exit: the interpreter would wait for threads, and a library's may wait for a full disk or a dead host.
-        sys.stdout.flush()
-        os._exit(2)
+        _exit(2)
+    except KeyboardInterrupt:
+        _exit(130)
+    except RuntimeError as error:
+        if not str(error).startswith(_NO_MEMORY):  # jax's own class would have to be imported to be named
+            raise
+        print_error(UserError(f"{str(error).removeprefix(_NO_MEMORY).split(chr(10))[0].strip()} {_LESS_MEMORY}"))
+        _exit(2)
+
+
+_NO_MEMORY = "RESOURCE_EXHAUSTED:"
+_LESS_MEMORY = (
+    "The device has too little memory: cut the batch into more pieces (train.accumulation), keep less for the backward "
+    "pass (model.remat full), spread the model (mesh.fsdp), or answer fewer questions at once (evaluation.batch_size, "
+    "--batch-size); `plan` tells what fits"
+)
+
+
+def _exit(status: int) -> None:
+    # Not sys.exit: the interpreter would wait for threads, and a library's may wait for a full disk or a dead host.
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def print_error(error: UserError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 
@@ -59,6 +60,25 @@ def test_an_error_is_one_line_whatever_it_quotes():
     assert done.stderr.decode().count("\n") == 1
     assert done.stderr.startswith(b"error: a\\nerror: all is lost \\x1b[2K")
     assert b"\x1b" not in done.stderr
+
+
+def test_too_little_memory_of_a_device_is_one_line():
+    """What jax raises here by allocating 16 TB is what it raises on any device."""
+    program = "from mole_jax.errors import *\nimport jax.numpy as jnp\nrun_door(lambda: jnp.zeros((10**12, 4)))"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: Out of memory allocating 16000000000000 bytes. The device has too little memory"
+    )
+    assert done.stderr.count("\n") == 1
+    assert "train.accumulation" in done.stderr
+
+
+def test_what_is_interrupted_at_the_keyboard_ends_without_a_traceback():
+    program = "from mole_jax.errors import *\ndef main(): raise KeyboardInterrupt\nrun_door(main)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
