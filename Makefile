@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 QUICK := runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow chaos check format wheel bench plan-env pods clean
+.PHONY: help setup quickstart test test-slow chaos check format docs wheel bench plan-env pods clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ format: setup ## format and sort imports
 	$(PYTHON) -m ruff check --fix-only --select I .
 	$(PYTHON) -m ruff format .
 
+docs: setup ## build the pages as a site in site/; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
 wheel: setup ## build the wheel, install it alone, and run the quickstart of it in an empty folder
 	$(PYTHON) -m pytest -q -m slow tests/test_wheel.py
 
@@ -70,5 +73,5 @@ pods: ## plan the recipes for pods: the table of docs/pods.md (an hour or two)
 	plan-env/bin/python -m benchmarks.pods --dropout 0 --write
 
 clean: ## remove the environment, caches and the quickstart's run
-	rm -rf $(VENV) $(QUICK) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(QUICK) site .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

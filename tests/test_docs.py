@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("mole_jax", "configs", "benchmarks", "tests")
 SOURCES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 THE_READERS = ("configs/mine.py", "CONFIG.py")
@@ -104,8 +104,8 @@ def test_what_follows_a_link_to_a_file_is_in_that_file():
     assert not wrong
 
 
-def test_the_layout_of_the_readme_names_every_file_and_room():
-    layout = (ROOT / "README.md").read_text().partition("## Layout")[2].partition("##")[0]
+def test_the_layout_names_every_file_and_room():
+    layout = (ROOT / "docs" / "reading.md").read_text().partition("## Layout")[2].partition("##")[0]
     rooms = [f"{path.name}/" for path in (ROOT / "mole_jax").iterdir() if (path / "__init__.py").exists()]
     files = [path.name for path in (ROOT / "mole_jax").glob("*.py") if path.name != "__init__.py"]
     assert len(rooms) > 5

@@ -28,7 +28,7 @@ from tests.tiny import TOKENIZER
 from tests.weights.runs import example, leaves_of, logits, trained_run
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+EXPORT = (ROOT / "docs" / "export.md").read_text()
 pytestmark = pytest.mark.torch
 
 LOGITS = """
@@ -142,7 +142,7 @@ def test_a_photograph_and_a_question_give_our_logits(shared, tmp_path, kind, asp
 
 def test_the_readmes_lines_give_our_answer(tmp_path):
     """On a base that was trained, so that the answer is words."""
-    (snippet,) = [one for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "AutoProcessor" in one]
+    (snippet,) = [one for one in re.findall(r"```python\n(.*?)```", EXPORT, re.DOTALL) if "AutoProcessor" in one]
     convert(TOKENIZER, str(tmp_path / "hf"), "hf", "float32")
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 90, 3), np.uint8)).save(tmp_path / "picture.png")
     names = {"runs/quickstart/mole_hf": "hf", "runs/quickstart/data/biomedical/images/test_00000.png": "picture.png"}
