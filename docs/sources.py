@@ -1,4 +1,4 @@
-"""A hook of mkdocs: pages link to sources by their path in the repository (``../mole_jax/…``); the site brings them along."""
+"""A hook of mkdocs: pages link to sources by their path in the repository, and the site brings those along."""
 
 from __future__ import annotations
 

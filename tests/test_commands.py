@@ -130,7 +130,10 @@ def test_the_commands_after_the_quickstart_in_their_order(tmp_path):
     if not (ROOT / "runs" / "quickstart" / "mole" / "checkpoints").is_dir():
         pytest.skip("needs the quickstart's data and run: `make quickstart` first")
     (tmp_path / "mine.py").write_text(snippet("start.md", "get_config"))
-    ours: dict[str, str] = {"configs/mine.py": str(tmp_path / "mine.py"), "configs/study.py": str(short_study(tmp_path))}
+    ours: dict[str, str] = {
+        "configs/mine.py": str(tmp_path / "mine.py"),
+        "configs/study.py": str(short_study(tmp_path)),
+    }
     for line in AFTER_THE_QUICKSTART + STUDIES[:1]:
         words = shlex.split(line)
         for option in ("--output", "--workdir"):

@@ -32,6 +32,8 @@ class Turn:
 
     role: Role
     text: str
+    supervised: bool = True
+    """Of an assistant's turn: it is trained on. Off: it is context for later turns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Encoded:
     """An example as the model reads it; T counts image tokens too.
 
     loss_mask[t] is 1 where token t itself is supervised: the answer and the closing EOS of every
-    assistant turn.
+    assistant turn that is.
     """
 
     tokens: Int[np.ndarray, " T"]
@@ -100,7 +102,8 @@ def encode(
         tokens, mask = _tokenise(segments, tokenizer, prompt, image, layouts)
     else:
         try:
-            tokens, mask = prompt.encode([(turn.role, turn.text) for turn in example.turns], layouts)
+            said = [(turn.role, turn.text) for turn in example.turns]
+            tokens, mask = prompt.encode(said, layouts, [one.supervised for one in example.turns])
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
     if not mask.any():
@@ -179,8 +182,8 @@ def _chat(turns: Sequence[Turn], prompt: PromptPreset) -> Iterator[_Segment]:
         else:
             yield _Segment("text", f"{prompt.assistant}:")
             # The space belongs to the answer: generation starts right after the colon.
-            yield _Segment("text", " " + turn.text, supervised=True)
-            yield _Segment("end", supervised=True)
+            yield _Segment("text", " " + turn.text, supervised=turn.supervised)
+            yield _Segment("end", supervised=turn.supervised)
 
 
 def _plain(turns: Sequence[Turn], name: str) -> Iterator[_Segment]:
@@ -191,7 +194,7 @@ def _plain(turns: Sequence[Turn], name: str) -> Iterator[_Segment]:
         )
     yield _Segment("image")
     for turn in turns[1:]:
-        yield _Segment("text", turn.text + "\n", supervised=True)
+        yield _Segment("text", turn.text + "\n", supervised=turn.supervised)
 
 
 def _place_image(text: str) -> str:

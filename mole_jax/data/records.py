@@ -65,7 +65,7 @@ def parse_record(
     for turn in system + rest:
         if not turn.text.strip():
             raise fail(turn.field, "the text is empty; fill it in or take the record out")
-    kept = tuple(Turn(turn.role, turn.text) for turn in system + rest)
+    kept = tuple(Turn(turn.role, turn.text, turn.supervised) for turn in system + rest)
     marks = image_count(kept)
     if parts.first and not marks and parts.images:
         kept, marks = _with_images_first(kept, len(parts.images)), len(parts.images)

@@ -101,13 +101,14 @@ class Template:
         return self._image_text
 
     def encode(
-        self, turns: Sequence[Said], layouts: Sequence[PictureLayout]
+        self, turns: Sequence[Said], layouts: Sequence[PictureLayout], supervised: Sequence[bool] | None = None
     ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, " T"]]:
         """Returns tokens of a conversation, and 1 for those of answers and the token that ends each.
 
         Args:
             turns: role (system, user or assistant) and text; ``<image>`` in it stands for a picture.
             layouts: of the pictures, in order.
+            supervised: of each turn whether it is, if it is an answer. None: all.
 
         Raises:
             UserError: the template does not take these turns, or leaves out or changes something of them.
@@ -115,11 +116,13 @@ class Template:
         text, answers = self._written(turns)
         text, moved = self._with_layouts(text, layouts)
         ids, starts, stops = self._tokens(text)
-        supervised = np.zeros(len(ids), bool)
-        for start, ended in answers:
-            # A token that a space of the prompt and the answer's first letters share is taught.
-            supervised |= (stops > moved(start)) & (starts < moved(ended))
-        return self._expanded(ids, supervised, layouts)
+        taught = np.zeros(len(ids), bool)
+        of_answers = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
+        for place, (start, ended) in zip(of_answers, answers, strict=True):
+            if supervised is None or supervised[place]:
+                # A token that a space of the prompt and the answer's first letters share is taught.
+                taught |= (stops > moved(start)) & (starts < moved(ended))
+        return self._expanded(ids, taught, layouts)
 
     def encode_prompt(self, turns: Sequence[Said], layouts: Sequence[PictureLayout]) -> Int[np.ndarray, " T"]:
         """Returns the tokens after which the model answers `turns`, the last of which is a user's.

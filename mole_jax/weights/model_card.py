@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 from etils import epath
 
 from mole_jax.config import AdapterConfig
+from mole_jax.errors import UserError
 from mole_jax.families import family_of
 from mole_jax.files import read_json
 from mole_jax.forms import MAYBE_NUMBER, NUMBER
-from mole_jax.terminal import escaped, shortened
+from mole_jax.terminal import escaped, shortened, warning
 from mole_jax.weights.format import Export
 from mole_jax.weights.sources import LayeredSource
 
@@ -57,8 +59,7 @@ def model_card(export: Export, library: str, *, expert: int | None = None) -> st
         library: what loads the export: transformers or peft.
         expert: the one expert that was kept of each MLP, if the others were left out.
 
-    Raises:
-        UserError: a file of the run is damaged.
+    A damaged file of the run is told on stderr, and the card goes without it.
     """
     source = export.source
     if not isinstance(source, LayeredSource) or source.step is None or not source.trained:
@@ -112,7 +113,13 @@ class _Run:
 
 
 def _read(file: epath.Path, form: Any) -> dict[str, Any]:
-    return read_json(file, form, remedy="move it away to go without it") if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        return read_json(file, form, remedy=f"{FILE} goes without it")
+    except UserError as error:
+        print(warning(f"warning: {escaped(str(error))}", sys.stderr), file=sys.stderr)
+        return {}
 
 
 def _hub_name(base: str | None) -> str | None:

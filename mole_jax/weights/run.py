@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -271,16 +272,21 @@ def check_space(folder: epath.Path, arrays: Any, more: str = "") -> None:
 @contextmanager
 def storing(folder: epath.Path) -> Iterator[None]:
     """Turns a full disk and the like, which orbax and tensorstore tell in ways of their own, into a `UserError`."""
-    logging.getLogger("absl").addFilter(_told_by_exception)  # threads outlive the block; a second time changes nothing
-    before, sys.unraisablehook = sys.unraisablehook, _without_late_answers(sys.unraisablehook)
+    _quieten()
     with explained(folder):
         try:
             yield
-            sys.unraisablehook = before
         except Exception as error:
             if found := re.search(r"os_error_code='(\d+)'", str(error)):
                 raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
             raise
+
+
+@functools.cache
+def _quieten() -> None:
+    """Keeps what is told by an exception from being told in other ways too; for good, since threads outlive a block."""
+    logging.getLogger("absl").addFilter(_told_by_exception)
+    sys.unraisablehook = _without_late_answers(sys.unraisablehook)
 
 
 def _without_late_answers(hook: Callable[..., Any]) -> Callable[..., Any]:

@@ -115,6 +115,20 @@ def test_any_conversation_supervises_its_answers_and_nothing_else(texts, image, 
     assert (encoded.tokens == -200).sum() == image
 
 
+@pytest.mark.parametrize("prompt", ["v1", "no_system"])
+def test_an_answer_that_is_context_alone_is_read_and_not_trained_on(tokenizer, prompt):
+    """ms-swift's `loss` and OpenAI's `weight`: the tokens stay, the first answer and its end are not supervised."""
+    whole = _example("What?", "A red circle.", "And there?", "A cube.")
+    first, *rest = whole.turns[1:]
+    context = dataclasses.replace(whole, turns=(whole.turns[0], dataclasses.replace(first, supervised=False), *rest))
+    all_, later = (encode(one, tokenizer, PROMPTS[prompt], IMAGE) for one in (whole, context))
+    np.testing.assert_array_equal(later.tokens, all_.tokens)
+    taught, left = _runs(all_)
+    (only,) = _runs(later)
+    np.testing.assert_array_equal(only, left)
+    assert len(taught)
+
+
 def test_the_prompt_of_a_question_is_the_beginning_of_its_training_row(tokenizer):
     texts = ("<image>\nWhat is it?", "A dog.", "And now?", "Still a dog.")
     whole = encode(_example(*texts, images=1), tokenizer, PROMPTS["v1"], IMAGE)

@@ -260,6 +260,14 @@ def test_the_goldens_templates_have_nothing_to_remark(golden):
     assert load(golden.folder).remark is None
 
 
+def test_an_answer_that_is_context_alone_is_not_taught(folder):
+    path = folder(CHATML)
+    turns = [("user", "What?"), ("assistant", "That."), ("user", "Why?"), ("assistant", "So.")]
+    ids, mask = load(path).encode(turns, [], [True, False, True, True])
+    assert ids[mask == 1].tolist() == _plain(path, "So.<|im_end|>")
+    assert ids.tolist() == load(path).encode(turns, [])[0].tolist()
+
+
 @pytest.mark.parametrize(("answer", "first"), [("3 dogs.", " 3"), ("(No dog.)", "(")])
 def test_a_space_that_ends_the_prompt_is_taught_only_as_part_of_the_answers_first_token(folder, answer, first):
     turn = "{% if add_generation_prompt %}<|im_start|>assistant"

@@ -27,6 +27,8 @@ class Said:
     """Where the text stands, for messages."""
     role_field: str
     """Where it stands who speaks."""
+    supervised: bool = True
+    """Of an answer: the record does not say that it is context alone."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,8 +95,6 @@ def _turn(message: Any, field: str, marked: _Marked, fail: Fail) -> Said:
     if message["role"] not in ROLES:
         hint = nearest(message["role"], ROLES) or f", expected one of {', '.join(ROLES)}"
         raise fail(f"{field}.role", f"unknown role '{shortened(message['role'])}'{hint}")
-    if message.get("loss") in (False, 0) and message.get("loss") is not None:
-        raise fail(f"{field}.loss", "is off, but every answer is trained on; cut the record before this answer")
     place = f"{field}.content"
     if absent(content := message.get("content")):
         raise fail(place, "missing; fill it in or take the record out")
@@ -105,7 +103,17 @@ def _turn(message: Any, field: str, marked: _Marked, fail: Fail) -> Said:
     else:
         words = as_text(content, place, fail)
         marked.take_marks(words)
-    return Said(ROLES[message["role"]], words, place, f"{field}.role")
+    role = ROLES[message["role"]]
+    return Said(role, words, place, f"{field}.role", role != "assistant" or _supervised(message, field, fail))
+
+
+def _supervised(message: Mapping[str, Any], field: str, fail: Fail) -> bool:
+    """Returns whether an answer is trained on, by ms-swift's `loss` or OpenAI's `weight`, which are on where absent."""
+    said = {name: message[name] for name in ("loss", "weight") if not absent(message.get(name))}
+    for name, value in said.items():
+        if value not in (0, 1):
+            raise fail(f"{field}.{name}", f"is {shortened(str(value))}, an answer is trained on or not; write 0 or 1")
+    return all(said.values())
 
 
 def _part(part: Any, field: str, marked: _Marked, fail: Fail) -> str:

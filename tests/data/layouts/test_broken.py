@@ -49,9 +49,9 @@ BROKEN: list[tuple[str, dict[str, Any], str, str]] = [
     ("messages", {"messages": [ASK, {**SAY, "content": {}}]}, "messages[1].content", "expected text, found an object"),
     (
         "messages",
-        {"messages": [ASK, {**SAY, "loss": False}]},
+        {"messages": [ASK, {**SAY, "loss": 0.5}]},
         "messages[1].loss",
-        "is off, but every answer is trained",
+        "is 0.5, an answer is trained on or not; write 0 or 1",
     ),
     ("messages", {"messages": [ASK, ASK]}, "messages[1].role", "two turns of one side follow each other"),
     ("messages", {"messages": [ASK]}, "messages", "needs a question and an answer"),

@@ -68,6 +68,16 @@ def _is_json(record: Any) -> bool:
     return True
 
 
+@pytest.mark.parametrize("off", [{"loss": False}, {"weight": 0}], ids=["ms-swift", "OpenAI"])
+def test_an_answer_that_is_context_alone_says_so(off):
+    answers = [{"role": "assistant", "content": "a", **off}, {"role": "assistant", "content": "b", "loss": True}]
+    ask = {"role": "user", "content": "q", "weight": None}
+    example = parse_record(
+        {"messages": [ask, answers[0], ask, answers[1]]}, file="d.json", index=0, domain="d", layout=LAYOUTS["messages"]
+    )
+    assert [turn.supervised for turn in example.turns] == [True, False, True, True]
+
+
 def test_several_right_answers_are_references():
     def fail(field, problem):
         return UserError(f"{field}: {problem}")
