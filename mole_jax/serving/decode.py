@@ -62,16 +62,14 @@ def programs(mesh: Mesh) -> Programs:
     )
 
 
-def _prefill(
-    graph: nnx.GraphDef,
-    dtype: jnp.dtype,
-    eos_ids: tuple[int, ...],
-    capacity: int,
-    weights: Tree,
-    prompts: dict[str, Array],
-    settings: Settings,
-) -> State:
-    model: Llava = nnx.merge(graph, weights)
+def read(
+    model: Llava, prompts: dict[str, Array], dtype: jnp.dtype, room: int
+) -> tuple[Cache, Bool[Array, "B V"], Float[Array, "B V"]]:
+    """Reads prompts, as `mole_jax.serving.sampler.pad` returns them, into a new cache with `room` places more.
+
+    Returns:
+        The cache, the text tokens of each prompt, and the logits of what comes after it.
+    """
     tokens, lengths, images = prompts["tokens"], prompts["lengths"], prompts["images"]
     rows, width = tokens.shape
     # The images of all rows come in one list without gaps, so the rows are read as one for putting them in.
@@ -81,7 +79,7 @@ def _prefill(
     x = model.embed(
         tokens.reshape(1, -1), images[None], dtype, sources=sources, weights=shares, every_slot=True
     ).reshape(rows, width, -1)
-    cache = model.decoder.empty_cache(rows, width + capacity, dtype)
+    cache = model.decoder.empty_cache(rows, width + room, dtype)
     piece = max(1, PREFILL_TOKENS * batch_shards(jax.sharding.get_abstract_mesh()) // rows)
     hidden, cache = model.decoder.cached(x, cache, lengths, piece=piece)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
@@ -90,6 +88,20 @@ def _prefill(
     text = (jnp.arange(width) < lengths[:, None]) & (tokens != model.arch.image_token_id)
     vocab = logits.shape[-1]
     seen = jnp.zeros((rows, vocab), bool).at[jnp.arange(rows)[:, None], jnp.where(text, tokens, vocab)].set(True)
+    return cache, seen, logits
+
+
+def _prefill(
+    graph: nnx.GraphDef,
+    dtype: jnp.dtype,
+    eos_ids: tuple[int, ...],
+    capacity: int,
+    weights: Tree,
+    prompts: dict[str, Array],
+    settings: Settings,
+) -> State:
+    cache, seen, logits = read(nnx.merge(graph, weights), prompts, dtype, capacity)
+    rows = len(logits)
     new = jnp.full((rows, capacity), eos_ids[0], jnp.int32)
     return _add(State(cache, seen, new, jnp.int32(0), jnp.zeros(rows, bool)), logits, settings, eos_ids)
 

@@ -65,7 +65,10 @@ def candidates(
 
 
 def next_token(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], settings: Settings, count: Int[Array, ""]
+    logits: Float[Array, "B V"],
+    seen: Bool[Array, "B V"],
+    settings: Settings,
+    count: Int[Array, ""] | Int[Array, " B"],
 ) -> Int[Array, " B"]:
     """Returns each row's next token, of which `count` are there already; greedy where the temperature is 0."""
     logits = penalise(logits, seen, jnp.asarray(settings.repetition_penalty))
@@ -75,11 +78,11 @@ def next_token(
         limits = map(jnp.asarray, (settings.temperature, settings.top_k, settings.top_p))
         tokens, scaled = candidates(logits, *limits)
 
-        def one(seed: Array, scaled: Array) -> Array:
+        def one(seed: Array, count: Array, scaled: Array) -> Array:
             key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
             return jax.random.categorical(jax.random.fold_in(key, count), scaled)
 
-        place = jax.vmap(one)(jnp.asarray(settings.seed), scaled)
+        place = jax.vmap(one)(jnp.asarray(settings.seed), jnp.broadcast_to(count, len(scaled)), scaled)
         drawn = jnp.take_along_axis(tokens, place[:, None], axis=-1)[:, 0].astype(jnp.int32)
         return jnp.where(settings.temperature > 0, drawn, greedy)
 

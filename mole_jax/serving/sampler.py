@@ -170,15 +170,23 @@ def bucket(size: int) -> int:
     return power * 3 // 4 if power > 16 and size <= power * 3 // 4 else power
 
 
-def pad(prompts: Sequence[Prompt], shards: int, tile_features: int = 0) -> dict[str, np.ndarray]:
+def pad(
+    prompts: Sequence[Prompt], shards: int, tile_features: int = 0, width: int | None = None
+) -> dict[str, np.ndarray]:
     """Returns prompts as arrays of bucketed shapes, whose rows and images divide over `shards`.
+
+    Args:
+        prompts: at least one.
+        shards: parts of a batch.
+        tile_features: vectors that the model makes of one tile; for prompts with `sources`.
+        width: T below. None: the `bucket` of the longest prompt.
 
     Returns:
         tokens (B, T), lengths (B,) and images (N, H, W, 3): those of all prompts, one after the other. B and N are
         `shards` times a power of two, N may be 0. If prompts have them, also sources and weights (B, T, K) among the
         features of all N, `tile_features` of each.
     """
-    width = bucket(max(len(prompt.tokens) for prompt in prompts))
+    width = width or bucket(max(len(prompt.tokens) for prompt in prompts))
     rows = _power_of_two(len(prompts), shards)
     tokens = np.zeros((rows, width), np.int32)
     # A row without a prompt has one token, so that there is a last position to continue from.
