@@ -15,6 +15,7 @@ DOORS: Mapping[str, str] = {
     "train": "finetune, pretrain the projector, or train plain LoRA, as the config says",
     "evaluate": "score a checkpoint on the tasks of a config",
     "generate": "answer about pictures, one question or a chat",
+    "serve": "serve a checkpoint as OpenAI does",
     "convert": "bring weights from one format to another",
     "data": "look at a mixture before training",
     "plan": "predict memory and speed on a pod that is not there",

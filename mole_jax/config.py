@@ -423,3 +423,40 @@ class GenerateConfig(DecodingConfig):
         values = dataclasses.asdict(self)
         del values["mesh"]
         return DecodingConfig(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """Settings of `mole_jax.serve`: what it has room for, and how it decodes where a request does not say."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for all of the machine's."""
+    port: int = 8000
+    """Port to listen at; 0: any that is free."""
+    slots: int = 8
+    """Answers under way at a time; more take more memory."""
+    context: int = 2048
+    """Tokens of a prompt and its answer together, pictures' too, at most the model's positions; a slot takes the
+    memory of all of them, whatever is in it."""
+    queue: int = 64
+    """Requests that may wait for a slot; those beyond are refused (429)."""
+    timeout: float = 300.0
+    """Seconds that a request may take from its coming to the end of its answer (504 after that)."""
+    pictures: int = 8
+    """Most pictures of a request."""
+    body_mb: int = 32
+    """Largest request, and largest picture from the web, in MiB (413)."""
+    allow_remote: bool = False
+    """Fetch pictures from the addresses that requests name, in the server's own network too."""
+    max_new_tokens: int = 512
+    """Longest answer of a request that names no max_tokens, in tokens."""
+    temperature: float = 0.0
+    """As in `DecodingConfig`, of a request that names none; OpenAI's is 1."""
+    top_p: float = 1.0
+    """As in `DecodingConfig`, of a request that names none."""
+    mesh: MeshConfig = MeshConfig(data=1)
+
+    @property
+    def decoding(self) -> DecodingConfig:
+        """How a request is answered that says nothing about it."""
+        return DecodingConfig(max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p)

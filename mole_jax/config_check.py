@@ -16,6 +16,7 @@ from mole_jax.config import (
     DecodingConfig,
     DomainConfig,
     MeshConfig,
+    ServeConfig,
     TaskConfig,
 )
 from mole_jax.errors import UserError, nearest
@@ -57,6 +58,25 @@ def check_decoding(decoding: DecodingConfig, field: str) -> DecodingConfig:
         if not holds:
             raise UserError(message)
     return decoding
+
+
+def check_serve(settings: ServeConfig) -> ServeConfig:
+    """Returns `settings` if their values make sense; raises `UserError` naming the flag if not."""
+    for holds, message in _serve(settings):
+        if not holds:
+            raise UserError(message)
+    check_decoding(settings.decoding, "decoding")
+    check_mesh(settings.mesh)
+    return settings
+
+
+def _serve(s: ServeConfig) -> Rows:
+    yield 0 <= s.port < 2**16, f"--port is {s.port}, it must be in [0, 65536)"
+    for flag, value in (("slots", s.slots), ("context", s.context), ("body-mb", s.body_mb)):
+        yield value >= 1, f"--{flag} is {value}, it must be at least 1"
+    for flag, value in (("queue", s.queue), ("pictures", s.pictures)):
+        yield value >= 0, f"--{flag} is {value}, it must not be negative"
+    yield 0 < s.timeout < math.inf, f"--timeout is {s.timeout}, it must be over 0 seconds"
 
 
 def _decoding(d: DecodingConfig, field: str) -> Rows:

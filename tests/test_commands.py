@@ -28,9 +28,12 @@ def snippet(page: str, word: str) -> str:
 
 COMMANDS = list(dict.fromkeys(line for page in PAGES for line in commands(page)))
 DOORS = [line for line in COMMANDS if line.startswith(".venv/bin/python -m mole_jax.")]
-AFTER_THE_QUICKSTART = [line for line in DOORS if "runs/quickstart" in line or "configs/mine.py" in line]
+SERVERS = [line for line in DOORS if " mole_jax.serve " in line]
+AFTER_THE_QUICKSTART = [
+    line for line in DOORS if ("runs/quickstart" in line or "configs/mine.py" in line) and line not in SERVERS
+]
 STUDIES = [line for line in DOORS if " mole_jax.study " in line]
-CONFIGS = [line for line in DOORS if line not in AFTER_THE_QUICKSTART + STUDIES]
+CONFIGS = [line for line in DOORS if line not in AFTER_THE_QUICKSTART + STUDIES + SERVERS]
 """Trainings of models that are not here."""
 PLANS = [line for line in COMMANDS if line.startswith("plan-env/bin/python -m mole_jax.plan ")]
 BENCHMARKS = [line for line in COMMANDS if line.startswith("plan-env/bin/python -m benchmarks.")]
@@ -116,6 +119,23 @@ def short_study(folder):
         "    )\n"
     )
     return file
+
+
+@pytest.mark.parametrize("line", SERVERS)
+def test_the_server_answers_the_client_of_its_page(line):
+    if not (ROOT / "runs" / "quickstart" / "mole" / "checkpoints").is_dir():
+        pytest.skip("needs the quickstart's data and run: `make quickstart` first")
+    words = [sys.executable, *shlex.split(line)[1:], "--port", "0"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            url = re.search(r"http://\S+", server.stdout.readline())[0]
+            client = snippet("serving.md", "OpenAI").replace("http://127.0.0.1:8000/v1", url)
+            done = run([sys.executable, "-c", client])
+        finally:
+            server.terminate()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert server.returncode == 0
 
 
 @pytest.mark.parametrize("line", LAUNCHES)
