@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from mole_jax.parallel.sharding import replicated
 from mole_jax.weights.leaf import LAYERS
 
 Checksums = Mapping[str, Sequence[int]]
@@ -25,8 +24,12 @@ def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, list[int]]:
     if not arrays:
         return {}
     sharding = next(iter(arrays.values())).sharding
-    out = replicated(sharding.mesh) if isinstance(sharding, jax.sharding.NamedSharding) else None
-    found = jax.jit(lambda arrays: {path: _sums(path, one) for path, one in arrays.items()}, out_shardings=out)(arrays)
+    everywhere = (
+        jax.sharding.NamedSharding(sharding.mesh, jax.P()) if isinstance(sharding, jax.sharding.NamedSharding) else None
+    )
+    found = jax.jit(lambda arrays: {path: _sums(path, one) for path, one in arrays.items()}, out_shardings=everywhere)(
+        arrays
+    )
     return {path: np.asarray(sums).tolist() for path, sums in jax.device_get(found).items()}
 
 

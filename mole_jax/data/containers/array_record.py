@@ -100,8 +100,8 @@ def write(folder: PathLike, records: Iterable[dict[str, Any]], *, total: int, sh
 
     Args:
       folder: new or empty; the shards are `NAME` in it, records in order.
-      records: LLaVA records (`mole_jax.data.layouts.llava`), whose `image` is the content of an image file, or a list
-        of such, or missing. Other fields are kept: of JSON's types and bytes.
+      records: of any layout; `image` or `images` is the content of an image file, or a list of such, or missing. Other
+        fields are kept: of JSON's types and bytes.
       total: how many `records` yields.
       shards: how many files; no more than there are records.
 
@@ -126,9 +126,10 @@ def _write_shard(path: str, records: Iterable[dict[str, Any]], first: int) -> in
     writer, number = ArrayRecordWriter(path, _OPTIONS), 0
     try:
         for number, record in enumerate(records, 1):
-            images = record.get("image", [])
-            if not all(isinstance(one, bytes) for one in (images if isinstance(images, list) else [images])):
-                raise TypeError(f"record {first + number - 1}: `image` must be the content of image files")
+            for name in ("image", "images"):
+                images = record.get(name, [])
+                if not all(isinstance(one, bytes) for one in (images if isinstance(images, list) else [images])):
+                    raise TypeError(f"record {first + number - 1}: `{name}` must be the content of image files")
             writer.write(_packed(record, first + number - 1))
     finally:
         writer.close()

@@ -49,6 +49,10 @@ class DomainCounts:
     widths: Spread
     heights: Spread
     """Of the images, in pixels."""
+    longer_sides: tuple[int, ...]
+    """Of each image, in pixels."""
+    tiles_of_records: tuple[int, ...]
+    """Tiles of each usable record that has images."""
     share: float
     """Share of the draws under data.mix."""
     drawn: int
@@ -163,12 +167,14 @@ class Inspection:
                 f"{wide.middle:g} x {high.middle:g}",
                 False,
             )
+            yield from _histogram("longer side of an image", domain.longer_sides)
         if domain.tiles != domain.images:
             yield (
                 f"{name}: {domain.tiles:,} tiles of {domain.images:,} images, {domain.most_tiles} at most "
                 "of one record",
                 False,
             )
+            yield from _histogram("tiles of a record", domain.tiles_of_records)
         for remark, text in REMARKS.items():
             if count := domain.remarks.get(remark):
                 yield f"{name}: {count} of {domain.images} images {text}", False
@@ -195,6 +201,8 @@ class Inspection:
             "domains": {
                 d.name: {key: value for key, value in dataclasses.asdict(d).items() if key != "name"}
                 | {
+                    "longer_sides": dict(collections.Counter(sorted(d.longer_sides))),
+                    "tiles_of_records": dict(collections.Counter(sorted(d.tiles_of_records))),
                     "share_drawn": d.drawn / drawn,
                     "share_of_loss": {"token": d.drawn_tokens / tokens, "example": d.drawn / drawn},
                 }
@@ -204,6 +212,13 @@ class Inspection:
             "duplicates": dataclasses.asdict(self.duplicates),
             "problems": [{"reason": one.reason, "record": one.record_id, "message": str(one)} for one in self.problems],
         }
+
+
+def _histogram(title: str, values: Sequence[int]) -> Iterator[tuple[str, bool]]:
+    """Yields lines of bars where there is more than one value."""
+    if min(values) != max(values):
+        yield title, False
+        yield from ((line, False) for line in bars(values, max(values)))
 
 
 def inspect(data: DataConfig, loader: Loader, *, seed: int = 0, workers: int = 0) -> Inspection:
@@ -274,6 +289,8 @@ def _counts(data: DataConfig, loader: Loader, seen: Sequence[Seen], draws: np.nd
         answers=Spread.of([one.supervised for one in usable]),
         widths=Spread.of([width for width, _ in sizes]),
         heights=Spread.of([height for _, height in sizes]),
+        longer_sides=tuple(max(size) for size in sizes),
+        tiles_of_records=tuple(one.tiles for one in usable if one.tiles),
         share=share,
         drawn=sum(int(draws[one.key[1]]) for one in usable),
         drawn_tokens=sum(int(draws[one.key[1]]) * one.supervised for one in usable),

@@ -16,11 +16,9 @@ from mole_jax.data.load import BAD_RECORD, Loader, RecordProblem
 from mole_jax.errors import UserError
 from mole_jax.files import path_of
 
-ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
-
 
 def convert(data: DataConfig, loader: Loader, output: str, *, shards: int) -> list[LeftOut]:
-    """Writes each domain to a folder of its name in `output`, as LLaVA records with the content of their image files.
+    """Writes each domain to a folder of its name in `output`, as messages with the content of their image files.
 
     A record that is too long, or whose picture is broken, is written all the same: what is done with it is for the
     training that reads it. One that is no example, or whose image is not there, cannot be.
@@ -79,9 +77,11 @@ def _record(loader: Loader, domain: int, index: int) -> dict[str, Any]:
 
 
 def _written(example: Example, images: list[bytes]) -> dict[str, Any]:
-    turns = [{"from": ROLES[turn.role], "value": turn.text} for turn in example.turns]
-    record: dict[str, Any] = {"id": example.id, "conversations": turns}
-    return record | ({"image": images[0] if len(images) == 1 else images} if images else {})
+    turns = [
+        {"role": turn.role, "content": turn.text} | ({} if turn.supervised else {"loss": False})
+        for turn in example.turns
+    ]
+    return {"id": example.id, "messages": turns} | ({"images": images} if images else {})
 
 
 def config_lines(data: DataConfig, output: str) -> Iterator[str]:

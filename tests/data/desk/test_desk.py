@@ -6,6 +6,7 @@ import dataclasses
 import html
 
 import pytest
+from PIL import Image
 
 from mole_jax.config import DataConfig, DomainConfig, TaskConfig
 from mole_jax.data.desk import check, convert, pack, page, show
@@ -71,6 +72,28 @@ def test_a_converted_mixture_gives_the_same_batches(data, tokenizer, tmp_path):
     assert all(same(next(original), next(converted)) for _ in range(6))
     with pytest.raises(UserError, match="is there already and not empty"):
         convert.convert(data, open_loader(data, tokenizer, IMAGE), output, shards=2)
+
+
+def test_what_is_converted_keeps_which_answers_are_trained_on(tmp_path, tokenizer):
+    ask, say = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+    path = write(tmp_path, "d", [{"id": "a", "messages": [ask, {**say, "loss": False}, ask, say]}])
+    data = DataConfig(domains=(DomainConfig("d", path),))
+    convert.convert(data, open_loader(data, tokenizer, IMAGE), str(tmp_path / "out"), shards=1)
+    there = dataclasses.replace(data, domains=(DomainConfig("d", str(tmp_path / "out" / "d")),))
+    (before, after) = (open_loader(one, tokenizer, IMAGE).load(0, 0) for one in (data, there))
+    assert before.supervised.tolist() == after.supervised.tolist()
+    assert after.supervised.sum() == len(tokenizer.encode("So.")[0]) + 1
+
+
+def test_sizes_of_images_are_told_as_bars_where_they_differ(tmp_path, tokenizer):
+    for name, size in (("a", (64, 32)), ("b", (10, 16)), ("c", (64, 64))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    data = DataConfig(domains=(DomainConfig("d", write(tmp_path, "d", [record(x, image=f"{x}.png") for x in "abc"])),))
+    found = check.inspect(data, open_loader(data, tokenizer, IMAGE))
+    lines = [text for text, _ in found.lines()]
+    bars = lines[lines.index("longer side of an image") + 1 :][:8]
+    assert [int(line.replace(" to ", " ").split()[2]) for line in bars] == [0, 1, 0, 0, 0, 0, 0, 2]
+    assert found.as_json()["domains"]["d"]["longer_sides"] == {16: 1, 64: 2}
 
 
 def test_what_has_no_picture_is_not_converted(tmp_path, tokenizer):
