@@ -14,7 +14,7 @@ PACKAGE = "mole_jax"
 FLOORS = (
     ("plan", "command", "quickstart"),
     ("study", "planning", "train", "configs"),
-    ("training", "evaluate", "generate", "serve", "routing", "convert", "lmms"),
+    ("training", "evaluate", "generate", "serve", "routing", "convert", "report", "lmms"),
     ("evaluation", "api"),
     ("serving",),
     ("data",),

@@ -1,46 +1,42 @@
 """The report of a run: plots, tables and one self-contained page, from the files that the run left.
 
-Reads `config.json`, `metrics.jsonl`, `eval/step_*.json`, `eval/expert_use.json`, `data_report.json` and
-`trainable.json`; what is missing is left out, and the report says so.
+Reads `config.json`, `starts.jsonl`, `metrics.jsonl`, `eval/step_*.json`, `eval/expert_use.json`, `data_report.json` and
+`trainable.json`, at any time of a run; what is missing is left out, and the report says so.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from markupsafe import Markup
 
+from mole_jax import config_json, page, recipes
+from mole_jax.config import Config
 from mole_jax.data.left_out import of_report
 from mole_jax.errors import UserError
-from mole_jax.evaluation.tables import ABSENT, EVALUATION, SUM, Rows, aligned, number, score, scored
+from mole_jax.evaluation.tables import ABSENT, EVALUATION, SUM, aligned, number, score, scored
 from mole_jax.files import made, path_of, read_json, read_json_lines, write_bytes, write_text
 from mole_jax.forms import MAYBE_NUMBER, NUMBER
 
 _EXPERT_KEY = re.compile(r"router/use/(?P<domain>.+)/expert(?P<expert>\d+)")
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; } td, th { padding: .25rem .8rem; border-bottom: 1px solid #eee; text-align: left; }
-td:not(:first-child) { font-variant-numeric: tabular-nums; } img { max-width: 100%; } .quiet { color: #777; }
-"""
-
 Tasks = Mapping[str, Mapping[str, Any]]
 
-EXPERT_USE_FILE = "eval/expert_use.json"
+EXPERT_USE_FILE, STARTS_FILE = "eval/expert_use.json", "starts.jsonl"
 CONFIG = {"name": (str, None), "train": ({"log_every": (int, None)}, None)}
 METRICS = {"step": int, ...: MAYBE_NUMBER}
 EXPERT_USE = {"domains": [str], "use": [[[NUMBER]]]}
-DATA_REPORT = {
-    "domains": ({...: {"usable": (int, None), "read": (int, None), "skipped": ({...: int}, None)}}, None),
-}
+_COUNTS = ("usable", "read", "records", "examples", "supervised_tokens")
+_SHARES = ("share_expected", "share_of_examples", "share_of_tokens", "share_of_loss")
+_DOMAIN = {name: (int, None) for name in _COUNTS} | {name: MAYBE_NUMBER for name in _SHARES}
+DATA_REPORT = {"domains": ({...: _DOMAIN | {"skipped": ({...: int}, None)}}, None)}
+STARTS = {"date": (str, None), "machine": (str, None), "versions": ({...: str}, None)}
 """Forms of what a report reads (`mole_jax.forms`); data reports of older versions have no such counts."""
 
 
@@ -58,6 +54,8 @@ class RunFiles:
     expert_use: Mapping[str, Any] | None
     data_report: Any
     trainable: Any
+    starts: Sequence[Mapping[str, Any]]
+    """What each start says of its machine (`mole_jax.training.startup`); nothing in runs of older versions."""
 
 
 def read_run(workdir: os.PathLike[str] | str) -> RunFiles:
@@ -78,6 +76,7 @@ def read_run(workdir: os.PathLike[str] | str) -> RunFiles:
         expert_use=_read(folder / EXPERT_USE_FILE, EXPERT_USE) or _expert_use(metrics),
         data_report=_read(folder / "data_report.json", DATA_REPORT),
         trainable=_read(folder / "trainable.json", [dict]),
+        starts=read_json_lines(starts, STARTS) if (starts := folder / STARTS_FILE).exists() else [],
     )
 
 
@@ -120,9 +119,9 @@ def write_report(workdir: os.PathLike[str] | str) -> epath.Path:
     for name in ("config", "data_report", "trainable"):
         if not getattr(run, name):
             absent.append(f"{name}: no {name}.json, or nothing in it")
-    page = folder / "report.html"
-    write_text(page, _page(run, pictures, absent))
-    return page
+    file = folder / "report.html"
+    write_text(file, _page(run, pictures, absent))
+    return file
 
 
 def _missing_steps(run: RunFiles) -> list[int]:
@@ -134,35 +133,120 @@ def _missing_steps(run: RunFiles) -> list[int]:
     return [step for step in range(every, max(*there, run.after_step or 0) + 1, every) if step not in there]
 
 
+class Part(NamedTuple):
+    """Of a section: HTML, perhaps folded away behind a line."""
+
+    content: Markup
+    folded: str | None = None
+
+
+class Section(NamedTuple):
+    title: str
+    parts: Sequence[Part]
+
+
 def _page(run: RunFiles, pictures: Mapping[str, bytes], absent: Sequence[str]) -> str:
     name = str((run.config or {}).get("name", "run"))
-    steps = run.metrics[-1]["step"] if run.metrics else 0
-    body = [f"<h1>{html.escape(name)}</h1>", f'<p class="quiet">{steps} optimizer steps</p>']
 
-    def section(title: str, *parts: str) -> None:
-        if any(parts):
-            body.extend([f"<h2>{html.escape(title)}</h2>", *parts])
+    def section(title: str, *parts: Part | None) -> Section:
+        return Section(title, [part for part in parts if part is not None])
 
-    def picture(name: str) -> str:
-        if name not in pictures:
-            return ""
-        return f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(pictures[name]).decode()}">'
+    def picture(name: str) -> Part | None:
+        return Part(page.picture(pictures[name], name)) if name in pictures else None
 
     scores = _score_rows(run)
     after = f"After: step {run.after_step}. " if run.after_step else ""
-    note = f'<p class="quiet">{after}In brackets: 95 % bootstrap intervals. Loss: nats per answer token.</p>'
-    section("Held-out scores", picture("scores"), *([_table(scores), note] if len(scores) > 1 else []))
-    section("Training", picture("losses"), _speed(run))
-    section("Experts", picture("experts"))
-    section("Trainable parameters", _value_table(run.trainable))
-    left_out = [str(one) for one in of_report(run.data_report) if one.reasons]
-    section("Data", *(f"<p>{html.escape(line)}</p>" for line in left_out), _value_table(run.data_report))
-    section("Configuration", _value_table(run.config))
-    section("Left out", *(f"<p>{html.escape(line)}</p>" for line in absent))
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(filter(None, body)) + "\n</body></html>\n"
+    note = f"{after}In brackets: 95 % bootstrap intervals. Loss: nats per answer token."
+    left_out = [one for one in of_report(run.data_report) if one.reasons]
+    sections = [
+        section(
+            "Held-out scores",
+            picture("scores"),
+            *([Part(page.table(scores)), _paragraph(note)] if len(scores) > 1 else []),
+        ),
+        section("Training", picture("losses"), _speed(run)),
+        section("Experts", picture("experts")),
+        section("Trainable parameters", _value_table(run.trainable, folded=_trained(run.trainable))),
+        section(
+            "Data",
+            _mixture(run.data_report),
+            *(_paragraph(str(one)) for one in left_out if not one.notable),
+            _value_table(run.data_report, folded="everything that was counted"),
+        ),
+        section("Configuration", *_settings(run.config)),
+    ]
+    warnings = [f"records left out: {one}" for one in left_out if one.notable]
+    return page.render(
+        "evaluation/report.html.j2", name, facts=_facts(run), warnings=warnings, sections=sections, absent=absent
     )
+
+
+def _trained(table: Any) -> str:
+    """Returns how many numbers are trained, as a line above their table."""
+    numbers = [row.get("numbers") for row in table or []]
+    whole = sum(one for one in numbers if isinstance(one, int))
+    return f"{whole:,} numbers in {len(numbers)} arrays"
+
+
+def _facts(run: RunFiles) -> list[str]:
+    """Returns when, on what and by which versions a run was started last, as far as it says so."""
+    last = run.starts[-1] if run.starts else {}
+    steps = run.metrics[-1]["step"] if run.metrics else 0
+    versions = [f"{name} {version}" for name, version in (last.get("versions") or {}).items()]
+    return [
+        f"{steps:,} optimizer steps",
+        *([f"started {last['date']}"] if last.get("date") else []),
+        *([str(last["machine"])] if last.get("machine") else []),
+        *versions,
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{100 * share:.1f} %"
+
+
+def _paragraph(text: str) -> Part:
+    return Part(Markup('<p class="quiet">{}</p>').format(text))
+
+
+def _mixture(report: Any) -> Part | None:
+    """A table of the domains: how much of each was wanted, drawn and weighed in the loss."""
+    domains = (report or {}).get("domains") or {}
+    rows = [["domain", "records", "drawn", "set", "of the draws", "of the tokens", "answer tokens", "of the loss"]]
+    for name, one in domains.items():
+        examples = one.get("examples") or 0
+        answers = (one.get("supervised_tokens") or 0) / examples if examples else None
+        shares = [one.get(share) for share in ("share_expected", "share_of_examples", "share_of_tokens")]
+        rows.append(
+            [
+                name,
+                number(one.get("records"), ",.0f"),
+                number(examples, ",.0f"),
+                *map(_percent, shares),
+                number(answers, ".1f"),
+                _percent(one.get("share_of_loss")),
+            ]
+        )
+    return Part(page.table(rows)) if len(rows) > 1 else None
+
+
+def _settings(config: Mapping[str, Any] | None) -> list[Part]:
+    """Returns what a config changes of the recipe of its name, or of the defaults; and all of it, folded away."""
+    if not config:
+        return []
+    name = config.get("name")
+    shipped = isinstance(name, str) and name in recipes.names()
+    base = config_json.to_json(recipes.config(str(name)) if shipped else Config())
+    before, now = dict(_leaves(base)), dict(_leaves(config))
+    what = f"the recipe {name}" if shipped else "the defaults"
+    changed = [
+        [field, _text(now.get(field)), _text(before.get(field))]
+        for field in {**now, **before}
+        if now.get(field) != before.get(field) and field != "name"
+    ]
+    told = Part(page.table([["changed", "here", what], *changed])) if changed else _paragraph(f"as {what}")
+    whole = _value_table(config, folded="all settings")
+    return [told, *([whole] if whole else [])]
 
 
 def _scores_plot(run: RunFiles) -> bytes | None:
@@ -193,28 +277,28 @@ def _score_rows(run: RunFiles) -> list[list[str]]:
     return rows
 
 
-def _speed(run: RunFiles) -> str:
+def _speed(run: RunFiles) -> Part | None:
     """Medians over the run of what says how well the machine was used."""
     rows = []
     for key, title, form in (
-        ("tokens_per_second", "tokens per second", ",.0f"),
-        ("mfu", "model FLOPs utilisation", ".1%"),
-        ("data_wait_fraction", "share of time waiting for data", ".1%"),
+        ("tokens_per_second", "tokens per second", lambda value: f"{value:,.0f}"),
+        ("mfu", "model FLOPs utilisation", _percent),
+        ("data_wait_fraction", "share of time waiting for data", _percent),
     ):
         values = [record[key] for record in run.metrics if record.get(key) is not None]
         if values:
-            rows.append([f"{title} (median)", format(float(np.median(values)), form)])
-    return _table([["", ""], *rows]) if rows else ""
+            rows.append([f"{title} (median)", form(float(np.median(values)))])
+    return Part(page.table([["", ""], *rows])) if rows else None
 
 
-def _value_table(value: Any) -> str:
+def _value_table(value: Any, folded: str | None = None) -> Part | None:
     """A table of any JSON value: a list of like objects by columns, anything else as dotted name and value."""
     if not value:
-        return ""
+        return None
     if isinstance(value, list) and all(isinstance(row, Mapping) for row in value):
         columns = list(dict.fromkeys(name for row in value for name in row))
-        return _table([columns, *([_text(row.get(name)) for name in columns] for row in value)])
-    return _table([["", ""], *([name, _text(leaf)] for name, leaf in _leaves(value))])
+        return Part(page.table([columns, *([_text(row.get(name)) for name in columns] for row in value)]), folded)
+    return Part(page.table([["", ""], *([name, _text(leaf)] for name, leaf in _leaves(value))]), folded)
 
 
 def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
@@ -231,17 +315,10 @@ def _text(value: Any) -> str:
     if value is None:
         return ABSENT
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _table(rows: Rows) -> str:
-    """An HTML table; the first row is the heading, left out where it is empty."""
-    heading = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
-    lines = [f"<tr>{heading}</tr>"] if any(rows[0]) else []
-    for row in rows[1:]:
-        lines.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>")
-    return f"<table>{''.join(lines)}</table>"
 
 
 def _expert_use(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

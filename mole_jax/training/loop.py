@@ -34,7 +34,7 @@ from mole_jax.terminal import escaped
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.setup import Run, set_up
-from mole_jax.training.startup import STARTS_FILE, Startup
+from mole_jax.training.startup import STARTS_FILE, Startup, machine
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
 from mole_jax.training.summary import format_table, trainable_table
@@ -94,7 +94,7 @@ def _train(config: Config, workdir: epath.Path) -> None:
                     startup.lap("first step")
                     progress.say(f"{startup}; {compiled.told()}")
                     if hosts.is_first():
-                        record_events(workdir / STARTS_FILE, step, [startup.parts | compiled.counts()])
+                        record_events(workdir / STARTS_FILE, step, [machine() | startup.parts | compiled.counts()])
                 log.add(step, batch, output)
                 last, held_out = step == run.total_steps, None
                 if last or (config.evaluation.every and step % config.evaluation.every == 0):

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
 import os
 import time
 from pathlib import Path
+from typing import Any
+
+import jax
 
 STARTS_FILE = "starts.jsonl"
-"""Of a run's folder: for each start its first step, the seconds of every part, programs compiled and found."""
+"""Of a run's folder: for each start when, on what and by which versions, its first step, the seconds of every part,
+programs compiled and found."""
+
+
+def machine() -> dict[str, Any]:
+    """Returns the date (UTC), the devices of all processes, and versions."""
+    kind, count, processes = jax.devices()[0].device_kind, jax.device_count(), jax.process_count()
+    hosts = f" of {processes} processes" if processes > 1 else ""
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "machine": f"{count} x {kind}{hosts}",
+        "versions": {name: importlib.metadata.version(name) for name in ("mole-jax", "jax")},
+    }
 
 
 class Startup:

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mole_jax import config_json, recipes
 from mole_jax.errors import UserError
 from mole_jax.evaluation import plots
 from mole_jax.evaluation.report import read_run, summary_table, write_report
+from tests.chaos import doors, spoiling
 
 
 def task(score, loss):
@@ -40,7 +42,7 @@ def workdir(tmp_path):
     (tmp_path / "eval" / "expert_use.json").write_text(json.dumps({"domains": domains, "use": use}))
     (tmp_path / "config.json").write_text(json.dumps({"name": "try <1>", "adapter": {"rank": 37}, "seed": None}))
     (tmp_path / "data_report.json").write_text(json.dumps({"skipped": {"document": {"too_long": 17}}}))
-    table = [{"group": "experts", "parameters": 1234567}, {"group": "router", "parameters": 89}]
+    table = [{"group": "experts", "numbers": 1234567}, {"group": "router", "numbers": 89}]
     (tmp_path / "trainable.json").write_text(json.dumps(table))
     return tmp_path
 
@@ -56,16 +58,54 @@ def test_page_has_the_numbers_of_the_files(workdir):
         "11.3 % [6.2, 15.6]",
         "2.345",
         "0.345",
+        "1,234,656 numbers in 2 arrays",
         "1,234,567",
         "skipped.document.too_long||17",
         "adapter.rank||37",
         "try &lt;1&gt;",
-        "41.2%",
+        "41.2 %",
         "After: step 200",
         "200 optimizer steps",
     ):
         assert expected in text, expected
     assert "Left out" not in text
+
+
+def test_a_domain_that_loses_many_records_is_a_warning_and_the_mixture_a_table(workdir):
+    few, many = ({"records": 200, "usable": 200, "read": 200, "skipped": {"too long": n}} for n in (10, 11))
+    shares = {"share_expected": 0.5, "share_of_examples": 0.501, "share_of_tokens": 0.25, "share_of_loss": 0.125}
+    report = {"domains": {"few": few | shares | {"examples": 300, "supervised_tokens": 750}, "many": many}}
+    (workdir / "data_report.json").write_text(json.dumps(report))
+    page = write_report(workdir).read_text()
+    (warning,) = re.findall(r'<p class="warning">([^<]+)</p>', page)
+    assert warning == "records left out: many: 11 of 200 records are left out (5.5%): 11 too long"
+    assert '<p class="quiet">few: 10 of 200 records are left out (5.0%): 10 too long</p>' in page
+    assert "few||200||300||50.0 %||50.1 %||25.0 %||2.5||12.5 %" in text_of(workdir / "report.html")
+
+
+def test_what_a_config_changes_of_its_recipe_or_of_the_defaults_is_told(workdir):
+    config = config_json.to_json(recipes.config("quickstart"))
+    for name, against in (("quickstart", "the recipe quickstart"), ("mine", "the defaults")):
+        (workdir / "config.json").write_text(json.dumps({**config, "name": name, "seed": 41}))
+        changed = text_of(write_report(workdir)).partition(f"changed||here||{against}")[2].partition("all settings")[0]
+        assert "seed||41||0" in changed
+        assert ("train.steps||200||" in changed) == (name == "mine")
+
+
+def test_when_on_what_and_by_which_versions_it_was_started(workdir):
+    starts = [{"step": 1}, {"step": 5, "date": "2026-01-02 03:04 UTC", "machine": "8 x x", "versions": {"jax": "9.9"}}]
+    (workdir / "starts.jsonl").write_text("".join(json.dumps(start) + "\n" for start in starts))
+    assert "200 optimizer steps · started 2026-01-02 03:04 UTC · 8 x x · jax 9.9" in text_of(write_report(workdir))
+
+
+def test_the_command_writes_the_page_of_a_run_that_was_killed(workdir):
+    for file in ("eval", "data_report.json"):
+        spoiling.remove(workdir / file)
+    said = doors.here("report", "--workdir", workdir)
+    assert said.status == 0, said
+    assert said.out == f"no evaluation was made\nreport: {workdir / 'report.html'}\n"
+    assert "scores: no evaluation" in text_of(workdir / "report.html")
+    assert "there is no such run folder" in doors.here("report", "--workdir", workdir / "nowhere").line
 
 
 def test_page_stands_alone_with_the_three_plots(workdir):

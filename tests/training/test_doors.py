@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from mole_jax import cli
@@ -123,6 +124,8 @@ def test_a_second_start_compiles_nothing(config, tmp_path):
         starts.append(json.loads((tmp_path / name / "starts.jsonl").read_text()))
         assert "first step after " in done.stderr
     first, second = starts
+    assert first["versions"]["jax"] == jax.__version__
+    assert first["machine"] == "1 x cpu"
     assert first["step"] == second["step"] == 1
     assert first["compiled"] > 1  # with those of the evaluation before
     assert (second["compiled"], second["found"]) == (0, first["compiled"] + first["found"])
