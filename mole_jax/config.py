@@ -121,6 +121,9 @@ class AdapterConfig:
     that no served model reaches, the number of the example's domain, modulo E, without a router."""
     shared_router: bool = False
     """One router for all layers. Off: one per layer."""
+    router_input: Literal["plain", "standardised"] = "plain"
+    """What a router reads. standardised (route_by instance): each dimension less its mean and over its deviation, which
+    are measured on the first examples and kept with the weights."""
     router_bias: bool = False
     """Give the router a bias. Off: the trained model is exactly a Mixtral layer of merged experts."""
     router_gradient: RouterGradient = "straight_through"

@@ -135,6 +135,11 @@ def _routing(config: Config, adapter: AdapterConfig) -> Rows:
         not (adapter.shared_router and adapter.router_bias),
         "adapter.shared_router has no bias; set adapter.router_bias False",
     )
+    yield (
+        adapter.router_input == "plain" or (adapter.route_by == "instance" and "router" in config.train.trainable),
+        "adapter.router_input standardised reads the mean embedding of an example; set adapter.route_by instance, and "
+        "train the router",
+    )
     yield from _not_negative("adapter", adapter, "balance_weight", "domain_weight")
     yield (
         adapter.domain_weight == 0 or adapter.route_by != "domain",

@@ -78,7 +78,8 @@ class Mixture:
     def _router(self, declare: Declare, width: int) -> Router | None:
         if not self.routed or self._by == "domain":
             return None
-        return Router(declare, width, self.config.experts, bias=self.config.router_bias)
+        standardised = self.config.router_input == "standardised"
+        return Router(declare, width, self.config.experts, bias=self.config.router_bias, standardised=standardised)
 
     def context(
         self, x: Float[Array, "B S D"], segment_ids: Int[Array, "B S"], hints: Hints | None, shared: Router | None
@@ -189,7 +190,10 @@ class Mixture:
 
 
 def _with_router(context: Context, router: Router | None) -> Context:
-    return context if router is None else context._replace(kernel=router.kernel[...])
+    if router is None:
+        return context
+    inputs = None if context.inputs is None else router.inputs(context.inputs)
+    return context._replace(inputs=inputs, kernel=router.kernel[...])
 
 
 def pooled(x: Float[Array, "B S D"], counted: Bool[Array, "B Q S"]) -> Float[Array, "B Q D"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from mole_jax.adapters.grouping import Groups
 from mole_jax.config import RouterGradient
-from mole_jax.parameters import Declare, RouterParam, kaiming_uniform, zeros
+from mole_jax.parameters import Declare, RouterParam, kaiming_uniform, ones, zeros
 
 
 class Routing(NamedTuple):
@@ -52,14 +52,24 @@ def route(logits: Float[Array, "B S E"], gradient: RouterGradient) -> Routing:
 class Router(nnx.Module):
     """One linear map that the gate, up and down projections of a decoder layer share, or those of all layers."""
 
-    def __init__(self, declare: Declare, width: int, experts: int, *, bias: bool):
+    def __init__(self, declare: Declare, width: int, experts: int, *, bias: bool, standardised: bool = False):
         declare = declare.of(RouterParam)
         self.kernel = declare((width, experts), ("width", "width"), kaiming_uniform, decay=True)
         self.bias = declare((experts,), ("width",), zeros) if bias else None
+        # Measured once before the first step, and never trained.
+        self.mean = declare((width,), ("width",), zeros) if standardised else None
+        self.deviation = declare((width,), ("width",), ones) if standardised else None
+
+    def inputs(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Returns what the kernel is multiplied with: `x`, or `x` standardised."""
+        if self.mean is None or self.deviation is None:
+            return x
+        mean, deviation = (jax.lax.stop_gradient(one[...]) for one in (self.mean, self.deviation))
+        return (x - mean) / deviation
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S E"]:
         """Returns each token's logits."""
-        logits = router_logits(x, self.kernel[...])
+        logits = router_logits(self.inputs(x), self.kernel[...])
         return logits if self.bias is None else logits + self.bias[...]
 
 

@@ -29,6 +29,7 @@ from mole_jax.parameters import Tree, flatten, split_trainable
 from mole_jax.tokenizer import Tokenizer
 from mole_jax.training import inputs
 from mole_jax.training.optimizer import make_tx, schedule
+from mole_jax.training.router_input import standardised
 from mole_jax.training.step import TrainState, TrainStep
 from mole_jax.training.summary import trainable_table
 from mole_jax.weights.open import OpenModel, check_image_token, open_model, open_source
@@ -125,6 +126,8 @@ def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = 
     with ThreadPoolExecutor(1) as pool:
         hashed = pool.submit(source.content_hash)  # reads what is loaded meanwhile
         trainable, frozen = split_trainable(opened.place(), spec.declarations, config.train.trainable)
+    if config.adapter.router_input == "standardised" and hosts.first("new", lambda: latest_step(workdir) is None):
+        trainable = standardised(config, spec, mesh, trainable, frozen, mixture)
     train_step, state = prepare(config, spec, mesh, trainable, total_steps)
     if config.model.base is not None:
         base, base_hash = locate(config.model.base), hashed.result()

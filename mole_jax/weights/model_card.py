@@ -43,7 +43,7 @@ _SCORES = {
 """Forms (`mole_jax.forms`) of what is read of config.json, data_report.json and eval/step_*.json."""
 _LORA = ("rank", "alpha", "scale", "dropout", "targets", "vision_targets")
 _MOLE = (
-    *("experts", "router_gradient", "router_bias", "route_by", "shared_router", "shared_rank"),
+    *("experts", "router_gradient", "router_bias", "route_by", "router_input", "shared_router", "shared_rank"),
     *("balance_loss", "balance_weight", "domain_weight"),
 )
 """Fields of `AdapterConfig` that a card names."""

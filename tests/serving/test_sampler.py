@@ -70,6 +70,7 @@ def trained():
         ("straight_through", {}),
         ("dense", {}),
         ("straight_through", {"route_by": "instance", "shared_router": True, "shared_rank": 2}),
+        ("dense", {"route_by": "instance", "shared_router": True, "router_input": "standardised"}),
         *(pytest.param(one, {}, marks=pytest.mark.slow) for one in ("none", "gate_scaled")),
     ],
 )
