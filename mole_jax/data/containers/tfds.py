@@ -43,8 +43,12 @@ class TfdsRecords(Sequence):
 
     def _open(self) -> Any:
         if self._source is None:
-            import tensorflow_datasets as tfds
-
+            try:
+                import tensorflow_datasets as tfds
+            except ModuleNotFoundError as error:
+                if error.name != "tensorflow_datasets":
+                    raise
+                raise UserError(f"{self.file}: needs tensorflow-datasets: pip install 'mole-jax[tfds]'") from None
             try:
                 # Images stay encoded: decoding, with its checks, is done in one place.
                 builder: Any = tfds.builder(self._name, data_dir=self.folder, try_gcs=False)
