@@ -19,6 +19,7 @@ from mole_jax.data.mixture import Mixture
 from mole_jax.errors import UserError
 from mole_jax.files import made, read_json, write_json
 from mole_jax.model import attention
+from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.objective import Forward
 from mole_jax.model.quantised import Quantised
 from mole_jax.model.spec import ModelSpec
@@ -102,10 +103,7 @@ def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = 
     source, tokenizer, mesh, spec = opened.source, opened.tokenizer, opened.mesh, opened.spec
     arch = source.architecture
     check_image_token(tokenizer, arch.image_token_id)
-    config = dataclasses.replace(config, data=settled(config.data, tokenizer, arch.image))
-    # Whoever opens the run turns and cuts pictures as it was trained on them.
-    image = taken(config.data, arch.image)
-    arch = dataclasses.replace(arch, tiling=image.tiling, exif=image.exif, transparency=image.transparency)
+    config, arch = of_base(config, opened)
     check_room(config.data, arch.image, positions=arch.decoder.max_position)
     given = inputs.look(config, tokenizer, source)
     unchecked.append(hosts.first("inputs", lambda: inputs.check(workdir, given)))
@@ -171,6 +169,15 @@ def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = 
         evaluation_step=jax.jit(train_step.forward.evaluation_step, out_shardings=replicated(mesh)),
         unchecked=tuple(filter(None, unchecked)),
     )
+
+
+def of_base(config: Config, opened: OpenModel) -> tuple[Config, LlavaArchitecture]:
+    """Returns the config with what it leaves to the base, and the architecture with what it says of pictures."""
+    arch = opened.source.architecture
+    config = dataclasses.replace(config, data=settled(config.data, opened.tokenizer, arch.image))
+    # Whoever opens the run turns and cuts pictures as it was trained on them.
+    image = taken(config.data, arch.image)
+    return config, dataclasses.replace(arch, tiling=image.tiling, exif=image.exif, transparency=image.transparency)
 
 
 def prepare(
