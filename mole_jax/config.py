@@ -11,6 +11,7 @@ import math
 import typing
 from typing import Literal
 
+TRACKERS = ("tensorboard", "wandb", "trackio")
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("gate_proj", "up_proj", "down_proj")
 VISION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
@@ -395,6 +396,19 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrackConfig:
+    """Where a run is shown while it trains: losses, speed, routing, held-out results and example answers."""
+
+    to: tuple[str, ...] = ("tensorboard",)
+    """tensorboard: events in the run's folder. wandb (Weights & Biases) and trackio need the extra `track` and send
+    where their environment variables say: WANDB_MODE=offline (the run's folder), TRACKIO_DIR, TRACKIO_SPACE_ID, …"""
+    project: str = "mole-jax"
+    """Project on wandb and trackio."""
+    examples: int = 8
+    """Answers of each task that are shown beside their questions and references, where questions are answered."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -410,6 +424,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    track: TrackConfig = TrackConfig()
 
 
 @dataclasses.dataclass(frozen=True)

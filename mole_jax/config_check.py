@@ -10,6 +10,7 @@ from mole_jax.config import (
     ATTENTION_TARGETS,
     GROUPS,
     MLP_TARGETS,
+    TRACKERS,
     VISION_TARGETS,
     AdapterConfig,
     Config,
@@ -279,6 +280,14 @@ def _evaluation(config: Config) -> Rows:
         yield from _pairs(task, f"{where} has")
 
 
+def _track(config: Config) -> Rows:
+    track = config.track
+    yield from _some_of("track.to", track.to, TRACKERS)
+    yield from _different("track.to has two trackers", list(track.to))
+    yield bool(track.project.strip()), "track.project is empty; name one"
+    yield from _not_negative("track", track, "examples")
+
+
 SECTIONS: tuple[Callable[[Config], Rows], ...] = (
     _model,
     _adapter,
@@ -289,6 +298,7 @@ SECTIONS: tuple[Callable[[Config], Rows], ...] = (
     _mesh,
     _checkpoint,
     _evaluation,
+    _track,
 )
 
 

@@ -76,6 +76,10 @@ def test_a_valid_config_is_returned_unchanged():
         (section("optimizer", clip_norm=0.0), "optimizer.clip_norm is 0.0, it must be over 0, or None for no clipping"),
         (section("mesh", slices=0), "mesh.slices is 0, it must be at least 1"),
         (section("checkpoint", keep_best=-1), "checkpoint.keep_best is -1, it must not be negative"),
+        (section("track", to=("wandbb",)), "track.to has 'wandbb', did you mean 'wandb'?"),
+        (section("track", to=("wandb", "wandb")), "track.to has two trackers of one name"),
+        (section("track", project=" "), "track.project is empty"),
+        (section("track", examples=-1), "track.examples is -1, it must not be negative"),
         (section("evaluation", every=0), "evaluation.every is 0, it must be at least 1"),
         (section("evaluation", tasks=(TaskConfig("a", "x", limit=0),)), "evaluation.tasks: a has limit 0"),
         (

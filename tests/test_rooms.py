@@ -26,7 +26,7 @@ FLOORS = (
     ("files", "config_json", "image_spec", "parameters", "recipes"),
     ("config", "compat"),
     ("errors",),
-    ("terminal", "clip", "forms", "page", "prompts"),
+    ("terminal", "colours", "clip", "forms", "page", "prompts"),
 )
 """The rooms (folders, or files on top of the package), the highest first. A room imports from lower floors alone."""
 

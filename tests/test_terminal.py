@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mole_jax import terminal
-from mole_jax.training.telemetry import Progress
+from mole_jax.training.progress import Progress
 
 HOSTILE = "a\nerror: all is lost \x1b[2K\x9b8m\x07\r\u202egnp.exe\ud800\u2028"
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-PALETTE = ("#2a6fbb", "#e07b39", "#3a9d5d", "#8e5bb5", "#c23b4e", "#7a6a58", "#d4a017", "#4aa8b5")
+from mole_jax.colours import PALETTE
+
 BEFORE, AFTER = "#b8c4d0", "#2a6fbb"
 MOST_ANNOTATED_CELLS = 96
 """Cells of a heat map up to which each carries its number."""

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mole_jax.adapters.usage import information_bound, mutual_information, shares
-from mole_jax.evaluation.plots import PALETTE, _figure, _png, expert_maps, heat, largest
+from mole_jax.colours import PALETTE
+from mole_jax.evaluation.plots import _figure, _png, expert_maps, heat, largest
 from mole_jax.evaluation.routing_statistics import MODALITIES, Routed
 
 _DELTA = "added loss (nats per answer token)"

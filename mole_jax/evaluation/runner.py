@@ -23,7 +23,8 @@ from mole_jax.evaluation.answers import Answers
 from mole_jax.evaluation.metrics import bootstrap_interval, by_ability, check_references, score_answers, score_of
 from mole_jax.evaluation.pins import fingerprint, pins
 from mole_jax.evaluation.tables import markdown, score_rows
-from mole_jax.files import made, write_json, write_json_lines, write_text
+from mole_jax.files import made, read_json_lines, write_json, write_json_lines, write_text
+from mole_jax.forms import NUMBER
 from mole_jax.model.architecture import LlavaArchitecture
 from mole_jax.model.objective import Sums
 from mole_jax.parallel import hosts
@@ -36,6 +37,8 @@ from mole_jax.tokenizer import Tokenizer
 
 READERS = 8
 """Threads that decode the images of the next questions while the model answers."""
+PREDICTION = {"question": str, "prediction": str, "references": [str], "score": NUMBER}
+"""Form of a line of predictions."""
 
 
 def result_file(workdir: epath.Path, step: int) -> epath.Path:
@@ -258,6 +261,15 @@ def held_out_result(task: TaskConfig, data: DataConfig, added: Sequence[Sums]) -
 def predictions_file(result: epath.Path, task: str) -> epath.Path:
     """Returns where the predictions of a task are, beside a `result_file`."""
     return result.with_suffix("") / f"{task}.jsonl"
+
+
+def example_answers(file: epath.Path, result: Mapping[str, Any], most: int) -> dict[str, list[dict[str, Any]]]:
+    """Returns the first `most` predictions of each task of a `result` kept in `file`; none of those without a score."""
+    return {
+        name: read_json_lines(predictions_file(file, name), PREDICTION)[:most]
+        for name, task in result["tasks"].items()
+        if task["score"] is not None and predictions_file(file, name).exists()
+    }
 
 
 def partial_file(folder: epath.Path, task: TaskConfig) -> epath.Path:

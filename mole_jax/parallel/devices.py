@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+import sys
 from typing import Any
 
 import jax
@@ -76,3 +78,12 @@ def on_hopper() -> bool:
     """
     device = jax.devices()[0]
     return device.platform == "gpu" and getattr(device, "compute_capability", "") == "9.0"
+
+
+def peak_memory(device: Any) -> float:
+    """Returns the most bytes that were held at a time so far: on the device, or by this process where it is a CPU."""
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return float(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from mole_jax.evaluation.plots import PALETTE, _png, experts
+from mole_jax.colours import PALETTE
+from mole_jax.evaluation.plots import _png, experts
 from mole_jax.study.analysis import MEAN, Analysis, CurveValue, Estimates
 from mole_jax.study.config import Curve
 from mole_jax.study.grid import MAIN

@@ -32,16 +32,17 @@ from mole_jax.training.loop import (
     evaluate,
     gives_numbers,
     introduce,
+    recorder,
     resume,
     save,
     sigterm,
     tell_left_out,
 )
 from mole_jax.training.prefetch import Prefetch
+from mole_jax.training.progress import Progress
 from mole_jax.training.setup import Run, set_up
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
-from mole_jax.training.telemetry import MetricsWriter, Progress
 from mole_jax.workdir import claimed
 
 
@@ -79,8 +80,9 @@ class Lane:
 
     def open(self, opened: contextlib.ExitStack, start: int, sharing: int) -> None:
         """Opens log and data, until `opened` is closed, for the steps after `start`."""
-        writer = opened.enter_context(MetricsWriter(self.run.workdir, resume_step=start)) if hosts.is_first() else None
-        self.log = StepLog(self.run, writer, self.progress, sharing=sharing)
+        opened.enter_context(self.progress)
+        self._writer = opened.enter_context(recorder(self.run, start, self.progress))
+        self.log = StepLog(self.run, self._writer, self.progress, sharing=sharing)
         self._source = opened.enter_context(Prefetch(self.run.mixture))
 
     def draw(self) -> dict[str, np.ndarray]:
@@ -103,7 +105,7 @@ class Lane:
 
     def evaluate(self, step: int, state: TrainState) -> None:
         generate = self.run.config.evaluation.generate and step in (0, self.run.total_steps)
-        evaluate(self.run, step, state, self.progress, generate=generate)
+        evaluate(self.run, step, state, self.progress, self._writer, generate=generate)
 
 
 class SeedsTogether:
@@ -140,45 +142,44 @@ class SeedsTogether:
         config, total = lanes[0].run.config, lanes[0].run.total_steps
         every, seeds = config.evaluation.every, jnp.asarray([lane.run.config.seed for lane in lanes], jnp.uint32)
         step_all = self._programs[_program_key(lanes[0].run)].step
-        if start == 0 and config.evaluation.at_start:
-            _evaluate(lanes, 0, states)
         step, stop, sound = start, False, [True] * len(lanes)
-        with contextlib.ExitStack() as opened, sigterm() as terminated:
+        with contextlib.ExitStack() as opened:
             for lane in lanes:
                 lane.open(opened, start, sharing=len(lanes))
-            for step in range(start + 1, total + 1):
-                drawn = jax.tree.map(lambda *leaves: np.stack(leaves), *(lane.draw() for lane in lanes))
-                arrays = jax.device_put(drawn, replicated(lanes[0].run.mesh))
-                with jax.transfer_guard("disallow"):
-                    states, outputs = step_all(states, lanes[0].run.frozen, arrays, seeds)
-                for lane, output in zip(lanes, outputs, strict=True):
-                    lane.add(step, output)
-                last, due = step == total, bool(every) and step % every == 0
-                if step == start + 1 or due or last:
-                    _flush(lanes)
-                    if due and not last:
-                        _evaluate(lanes, step, states)
-                    for lane in lanes:
-                        lane.log.restart_clock()  # compiling, at the first step, and evaluating are not in the speed
-                stop = terminated() or any(lane.log.too_many_bad_steps for lane in lanes)
-                if stop or last or step % config.checkpoint.every == 0:
-                    _flush(lanes)
-                    if stop or last:
-                        sound = [lane.gives_numbers(_of_seed(states, i)) for i, lane in enumerate(lanes)]
-                    for i, lane in enumerate(lanes) if all(sound) else ():
-                        lane.save(step, _of_seed(states, i))
-                if stop:
-                    break
-        for lane in lanes:
-            lane.checkpointer.close()
-        for i, lane in enumerate(lanes):
-            lane.log.check(step, int(states.applied[i]), sound=sound[i])
-        if stop:
-            lanes[0].progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
-            sys.exit(TERMINATED)
-        _evaluate(lanes, total, states)
-        for lane in lanes:
-            lane.progress.close()
+            if start == 0 and config.evaluation.at_start:
+                _evaluate(lanes, 0, states)
+            with sigterm() as terminated:
+                for step in range(start + 1, total + 1):
+                    drawn = jax.tree.map(lambda *leaves: np.stack(leaves), *(lane.draw() for lane in lanes))
+                    arrays = jax.device_put(drawn, replicated(lanes[0].run.mesh))
+                    with jax.transfer_guard("disallow"):
+                        states, outputs = step_all(states, lanes[0].run.frozen, arrays, seeds)
+                    for lane, output in zip(lanes, outputs, strict=True):
+                        lane.add(step, output)
+                    last, due = step == total, bool(every) and step % every == 0
+                    if step == start + 1 or due or last:
+                        _flush(lanes)
+                        if due and not last:
+                            _evaluate(lanes, step, states)
+                        for lane in lanes:
+                            lane.log.restart_clock()  # compiling at the first step, and evaluating, are left out
+                    stop = terminated() or any(lane.log.too_many_bad_steps for lane in lanes)
+                    if stop or last or step % config.checkpoint.every == 0:
+                        _flush(lanes)
+                        if stop or last:
+                            sound = [lane.gives_numbers(_of_seed(states, i)) for i, lane in enumerate(lanes)]
+                        for i, lane in enumerate(lanes) if all(sound) else ():
+                            lane.save(step, _of_seed(states, i))
+                    if stop:
+                        break
+            for lane in lanes:
+                lane.checkpointer.close()
+            for i, lane in enumerate(lanes):
+                lane.log.check(step, int(states.applied[i]), sound=sound[i])
+            if stop:
+                lanes[0].progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
+                sys.exit(TERMINATED)
+            _evaluate(lanes, total, states)
 
     def _set_up(self, configs: Sequence[Config], workdirs: Sequence[epath.Path]) -> list[Run]:
         """Opens the runs; they share the frozen arrays, the programs and the records that are read."""

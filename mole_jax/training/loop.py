@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import signal
 import sys
@@ -23,7 +24,7 @@ from mole_jax.data.left_out import LeftOut
 from mole_jax.data.mixture import merged
 from mole_jax.errors import UserError
 from mole_jax.evaluation import report
-from mole_jax.evaluation.runner import Evaluator, result_file
+from mole_jax.evaluation.runner import Evaluator, example_answers, result_file
 from mole_jax.evaluation.tables import EVALUATION
 from mole_jax.files import read_json, write_json
 from mole_jax.model import attention
@@ -33,12 +34,14 @@ from mole_jax.parallel.sharding import put_batch, reader
 from mole_jax.terminal import escaped
 from mole_jax.training.checkpoint import Checkpointer
 from mole_jax.training.prefetch import Prefetch
+from mole_jax.training.progress import Progress
 from mole_jax.training.setup import Run, set_up
 from mole_jax.training.startup import STARTS_FILE, Startup, machine
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
 from mole_jax.training.summary import format_table, trainable_table
-from mole_jax.training.telemetry import MetricsWriter, Progress, record_events
+from mole_jax.training.telemetry import MetricsWriter, record_events
+from mole_jax.training.trackers.open import open_trackers
 from mole_jax.weights.run import CHECKPOINTS, Damaged, read_meta
 from mole_jax.workdir import claimed
 
@@ -62,62 +65,78 @@ def _train(config: Config, workdir: epath.Path) -> None:
     run = set_up(config, workdir, lap=startup.lap)
     checkpointer = Checkpointer(workdir, config.checkpoint)
     start, state, said = resume(run, checkpointer)
-    progress = Progress(run.total_steps, start, show=hosts.is_first())
-    for note in (*run.unchecked, *said):
-        progress.say(note)
-    startup.lap("checkpoints")
-    introduce(run, start, progress)
-    with ThreadPoolExecutor(1) as pool, Prefetch(run.mixture) as batches:
-        lowered = lower_step(run, state, batches.first()) if start < run.total_steps else None
-        looked_at = pool.submit(run.mixture.survey)  # XLA compiles meanwhile and needs no Python, as tracing does
-        program: Any = None
-        if lowered is not None:
-            program = lowered.compile()
-            startup.lap("compilation")
-        tell_left_out(run, looked_at.result, progress)
-        startup.lap("look at records")
-        if start == 0 and config.evaluation.at_start:
-            evaluate(run, 0, state, progress, generate=config.evaluation.generate)
-            startup.lap("evaluation")
-        written = MetricsWriter(workdir, resume_step=start) if hosts.is_first() else nullcontext()
-        with written as writer, sigterm() as terminated:
+    with Progress(run.total_steps, start, show=hosts.is_first()) as progress, recorder(run, start, progress) as writer:
+        for note in (*run.unchecked, *said):
+            progress.say(note)
+        startup.lap("checkpoints")
+        introduce(run, start, progress)
+        with ThreadPoolExecutor(1) as pool, Prefetch(run.mixture) as batches:
+            lowered = lower_step(run, state, batches.first()) if start < run.total_steps else None
+            looked_at = pool.submit(run.mixture.survey)  # XLA compiles meanwhile and needs no Python, as tracing does
+            program: Any = None
+            if lowered is not None:
+                program = lowered.compile()
+                startup.lap("compilation")
+            tell_left_out(run, looked_at.result, progress)
+            startup.lap("look at records")
+            if start == 0 and config.evaluation.at_start:
+                evaluate(run, 0, state, progress, writer, generate=config.evaluation.generate)
+                startup.lap("evaluation")
             log = StepLog(run, writer, progress)
             step, stop, sound = start, False, True
-            for step in range(start + 1, run.total_steps + 1):
-                with log.waiting_for_data():
-                    batch, position = next(batches)
-                arrays = put_batch(batch.arrays(), run.mesh)
-                with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
-                    state, output = program(state, run.frozen, arrays)
-                if step == start + 1:
-                    jax.block_until_ready(output)
-                    startup.lap("first step")
-                    progress.say(f"{startup}; {compiled.told()}")
-                    if hosts.is_first():
-                        record_events(workdir / STARTS_FILE, step, [machine() | startup.parts | compiled.counts()])
-                log.add(step, batch, output)
-                last, held_out = step == run.total_steps, None
-                if last or (config.evaluation.every and step % config.evaluation.every == 0):
-                    log.flush()
-                    held_out = evaluate(run, step, state, progress, generate=last and config.evaluation.generate)
-                    log.restart_clock()
-                stop = terminated() or log.too_many_bad_steps
-                if log.too_many_bad_steps or (last and held_out is None):
-                    sound = gives_numbers(run, state, batch)
-                if sound and (stop or last or step % config.checkpoint.every == 0):
-                    log.flush()
-                    if writer is not None:
-                        writer.flush()  # a bucket's metrics are written in pieces, and must not lag the checkpoint
-                    save(run, checkpointer, step, state, position=position, held_out=held_out)
-                if stop:
-                    break
-    checkpointer.close()
+            with sigterm() as terminated:
+                for step in range(start + 1, run.total_steps + 1):
+                    with log.waiting_for_data():
+                        batch, position = next(batches)
+                    arrays = put_batch(batch.arrays(), run.mesh)
+                    with jax.set_mesh(run.mesh), jax.transfer_guard("disallow"):
+                        state, output = program(state, run.frozen, arrays)
+                    if step == start + 1:
+                        jax.block_until_ready(output)
+                        startup.lap("first step")
+                        progress.say(f"{startup}; {compiled.told()}")
+                        if hosts.is_first():
+                            record_events(workdir / STARTS_FILE, step, [machine() | startup.parts | compiled.counts()])
+                    log.add(step, batch, output)
+                    last, held_out = step == run.total_steps, None
+                    if last or (config.evaluation.every and step % config.evaluation.every == 0):
+                        log.flush()
+                        held_out = evaluate(
+                            run, step, state, progress, writer, generate=last and config.evaluation.generate
+                        )
+                        log.restart_clock()
+                    stop = terminated() or log.too_many_bad_steps
+                    if log.too_many_bad_steps or (last and held_out is None):
+                        sound = gives_numbers(run, state, batch)
+                    if sound and (stop or last or step % config.checkpoint.every == 0):
+                        log.flush()
+                        if writer is not None:
+                            writer.flush()  # a bucket's metrics are written in pieces, and must not lag the checkpoint
+                        save(run, checkpointer, step, state, position=position, held_out=held_out)
+                    if stop:
+                        break
+        checkpointer.close()
 
-    log.check(step, int(state.applied), sound=sound)
-    if stop:
-        progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
-        sys.exit(TERMINATED)
-    finish(run, state, progress)
+        log.check(step, int(state.applied), sound=sound)
+        if stop:
+            progress.say(f"stopped by SIGTERM at step {step}; the same command resumes from there")
+            sys.exit(TERMINATED)
+        if not hosts.first("finished", result_file(workdir, run.total_steps).exists):
+            # A kill came between the last checkpoint and this.
+            evaluate(run, run.total_steps, state, progress, writer, generate=config.evaluation.generate)
+    if hosts.is_first():
+        finish(run, progress)
+
+
+@contextmanager
+def recorder(run: Run, start: int, progress: Progress) -> Iterator[MetricsWriter | None]:
+    """Opens metrics.jsonl and the trackers for the steps after `start`, on the first process alone."""
+    if not hosts.is_first():
+        yield None
+        return
+    trackers = open_trackers(run.config, run.workdir, start, functools.partial(progress.say, warn=True))
+    with MetricsWriter(run.workdir, start, trackers) as writer:
+        yield writer
 
 
 def resume(run: Run, checkpointer: Checkpointer) -> tuple[int, TrainState, list[str]]:
@@ -244,7 +263,9 @@ def tell_left_out(run: Run, survey: Callable[[], list[LeftOut]], progress: Progr
     left_out.check(domains, run.config.data.most_skipped)
 
 
-def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, generate: bool) -> float | None:
+def evaluate(
+    run: Run, step: int, state: TrainState, progress: Progress, writer: MetricsWriter | None, *, generate: bool
+) -> float | None:
     """Evaluates the state after `step` unless that is done; returns the mean held-out loss over tasks."""
     config = run.config
     if not config.evaluation.tasks:
@@ -261,6 +282,8 @@ def evaluate(run: Run, step: int, state: TrainState, progress: Progress, *, gene
             step=run.evaluation_step,
         )
         result = evaluator.run(run.workdir, step, state.params, run.frozen, generate=generate)
+    if writer is not None:
+        writer.evaluation(step, result, example_answers(file, result, config.track.examples))
     for name, task in result["tasks"].items():
         score = "" if task["score"] is None else f", {task['metric']} {100 * task['score']:.1f} %"
         progress.say(f"step {step}: {name}: held-out loss {task['loss']:.3f}{score}")
@@ -281,19 +304,14 @@ def gives_numbers(run: Run, state: TrainState, batch: Batch) -> bool:
     return bool(np.isfinite(sums.losses).all())
 
 
-def finish(run: Run, state: TrainState, progress: Progress) -> None:
-    """Evaluates the trained model, if a kill came between its checkpoint and that, and writes the report."""
-    if not hosts.first("finished", result_file(run.workdir, run.total_steps).exists):
-        evaluate(run, run.total_steps, state, progress, generate=run.config.evaluation.generate)
-    if hosts.is_first():
-        found = left_out.of_report(report.read_run(run.workdir).data_report)
-        for text, notable in left_out.lines(found, begin="records read"):
-            progress.say(text, warn=notable)
-    progress.close()
-    if hosts.is_first():
-        page = report.write_report(run.workdir)
-        print(report.summary_table(run.workdir))
-        print(f"report: {page}")
+def finish(run: Run, progress: Progress) -> None:
+    """Tells what was left out, and writes the report."""
+    found = left_out.of_report(report.read_run(run.workdir).data_report)
+    for text, notable in left_out.lines(found, begin="records read"):
+        progress.say(text, warn=notable)
+    page = report.write_report(run.workdir)
+    print(report.summary_table(run.workdir))
+    print(f"report: {page}")
 
 
 def save(

@@ -33,6 +33,7 @@ from mole_jax.training.optimizer import make_tx, schedule
 from mole_jax.training.router_input import standardised
 from mole_jax.training.step import TrainState, TrainStep
 from mole_jax.training.summary import trainable_table
+from mole_jax.training.trackers.open import check_installed
 from mole_jax.weights.open import OpenModel, check_image_token, open_model, open_source
 from mole_jax.weights.run import Meta, latest_step, write_params
 from mole_jax.weights.sources import locate
@@ -53,6 +54,7 @@ CHANGEABLE = (
     "train.max_bad_steps",
     "model.remat",
     "model.attention",
+    "track",
 )
 """Config fields that may differ when a run is resumed: they change how it runs, not what it computes."""
 
@@ -92,6 +94,7 @@ def set_up(config: Config, workdir: epath.Path, *, lap: Callable[[str], None] = 
     Raises:
         UserError: whatever of config, data, base, mesh or workdir does not fit.
     """
+    check_installed(config.track)
     hosts.agree("config", _dotted(config_json.to_json(config)) | {"version of jax": jax.__version__})
     # Before the base, which may be a long download away.
     mesh = make_mesh(config.mesh)

@@ -13,14 +13,15 @@ import numpy as np
 from mole_jax.data.batch import Batch
 from mole_jax.errors import UserError
 from mole_jax.parallel import hosts
-from mole_jax.parallel.devices import peak_flops
+from mole_jax.parallel.devices import peak_flops, peak_memory
 from mole_jax.parallel.sharding import reader
 from mole_jax.terminal import shortened
 from mole_jax.training.flops import step_flops
+from mole_jax.training.progress import Progress
 from mole_jax.training.routing_watch import RoutingWatch
 from mole_jax.training.setup import Run
 from mole_jax.training.summary import speed_metrics, step_metrics
-from mole_jax.training.telemetry import METRICS_FILE, MetricsWriter, Progress, record_events
+from mole_jax.training.telemetry import METRICS_FILE, MetricsWriter, record_events
 
 BAD_STEPS_FILE = "bad_steps.jsonl"
 
@@ -129,6 +130,7 @@ class StepLog:
             flops=self._flops,
             peak_flops=self._peak,
             devices=self._run.mesh.devices.size,
+            memory=peak_memory(jax.local_devices()[0]),
         )
         self.restart_clock()
         if self._writer is not None:

@@ -86,15 +86,18 @@ def speed_metrics(
     flops: float,
     peak_flops: float | None,
     devices: int,
+    memory: float,
 ) -> dict[str, float]:
     """Returns the speed of the last `steps`, which took `seconds`: tokens without padding, wait for data, MFU.
 
-    MFU is model FLOPs (recomputation not counted) over the chips' bfloat16 peak; left out where none is published.
+    `memory` is the most bytes that were held so far. MFU is model FLOPs (recomputation not counted) over the chips'
+    bfloat16 peak; left out where none is published.
     """
     metrics = {
         "tokens_per_second": tokens / seconds,
         "step_seconds": seconds / steps,
         "data_wait_fraction": min(1.0, waited / seconds),
+        "memory_gib": memory / 2**30,
     }
     if peak_flops is not None and math.isfinite(peak_flops):
         metrics["mfu"] = flops * steps / seconds / (peak_flops * devices)

@@ -10,7 +10,7 @@ import numpy as np
 from mole_jax.files import absolute
 from mole_jax.weights.run import latest_step, stored_leaves
 
-TIMED = ("tokens_per_second", "step_seconds", "data_wait_fraction", "mfu")
+TIMED = ("tokens_per_second", "step_seconds", "data_wait_fraction", "mfu", "memory_gib")
 
 
 def numbers(workdir: Path) -> list[dict]:

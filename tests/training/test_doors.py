@@ -36,7 +36,7 @@ def run(config, workdir, *overrides):
 
 def losses(workdir):
     """Everything in metrics.jsonl that does not depend on the clock."""
-    timed = ("tokens_per_second", "step_seconds", "data_wait_fraction", "mfu")
+    timed = ("tokens_per_second", "step_seconds", "data_wait_fraction", "mfu", "memory_gib")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in timed} for line in lines]
 

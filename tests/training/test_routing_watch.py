@@ -18,6 +18,7 @@ from mole_jax.training.loop import train
 from mole_jax.training.routing_watch import EVENTS_FILE, WINDOW, RoutingWatch
 from mole_jax.training.summary import step_metrics
 from mole_jax.training.telemetry import MetricsWriter, read_metrics, record_events
+from mole_jax.training.trackers.tensorboard import TensorBoard
 from tests import tiny
 
 DOMAINS = ["general", "document", "biomedical"]
@@ -122,7 +123,7 @@ def test_metrics_by_layer():
 
 def test_the_image_has_each_domain(tmp_path):
     run = Watched(tmp_path)
-    with MetricsWriter(tmp_path, None) as writer:
+    with MetricsWriter(tmp_path, None, [TensorBoard(run.folder, 0)]) as writer:
         run.watch.draw(1, writer)
         run.take(3, FAIR, COLLAPSED)
         run.watch.draw(3, writer)

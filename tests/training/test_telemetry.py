@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 
 import numpy as np
-import pytest
 from etils import epath
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import masked_crc32c
 
 from mole_jax.training import telemetry
-from mole_jax.training.telemetry import MetricsWriter, Progress, describe, read_metrics
+from mole_jax.training.telemetry import MetricsWriter, read_metrics
 
 
 def metrics(step: int) -> dict:
@@ -66,11 +62,42 @@ def test_nan_is_valid_json(tmp_path):
     assert json.loads(text, parse_constant=refuse) == {"step": 1, "loss": None, "mfu": None, "note": "skipped"}
 
 
-def test_tensorboard_has_the_numbers(tmp_path):
-    with MetricsWriter(tmp_path, None) as writer:
-        writer.write(7, metrics(7))
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"loss/general" in events.read_bytes()
+class Shown:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self):
+        self.got = []
+
+    def __getattr__(self, name):
+        return lambda *given: self.got.append((name, *given))
+
+
+def test_trackers_get_numbers_answers_and_the_end(tmp_path):
+    shown = Shown()
+    result = {
+        "tasks": {"general": {"loss": 2.5, "exact": 0.25, "score": 0.5}, "document": {"loss": 3.0, "score": None}}
+    }
+    line = {"question": "How many?", "prediction": "two", "references": ["two", "2"], "score": 1.0, "id": "a"}
+    with MetricsWriter(tmp_path, None, [shown]) as writer:
+        writer.write(7, {"step": 7, "loss": np.float32(0.5), "note": "skipped"})
+        writer.evaluation(7, result, {"general": [line], "document": []})
+    row = {"question": "How many?", "answer": "two", "references": "two / 2", "score": "1"}
+    assert shown.got == [
+        ("numbers", 7, {"loss": 0.5}),
+        (
+            "numbers",
+            7,
+            {
+                "held_out/general/loss": 2.5,
+                "held_out/general/exact": 0.25,
+                "held_out/general/score": 0.5,
+                "held_out/document/loss": 3.0,
+            },
+        ),
+        ("answers", 7, "answers/general", [row]),
+        ("flush",),
+        ("close",),
+    ]
 
 
 def test_remote_file_is_rewritten_whole(monkeypatch):
@@ -110,14 +137,8 @@ def test_remote_file_is_rewritten_whole(monkeypatch):
             assert mode == "wb"
             return Upload(self)
 
-    class NoEvents:
-        def __init__(self, *_):
-            self.scalar = lambda *_: None
-            self.flush = self.close = lambda: None
-
     remote = Remote()
     monkeypatch.setattr(epath, "Path", lambda _: remote)
-    monkeypatch.setattr(telemetry, "EventFile", NoEvents)
     with MetricsWriter("gs://bucket/run", 1) as writer:
         writer.write(2, {"loss": 0.5})
         assert remote.text == '{"step": 1}\n'
@@ -126,66 +147,3 @@ def test_remote_file_is_rewritten_whole(monkeypatch):
         writer.write(3, {})
         assert remote.writes == before + 1
     assert remote.text == '{"step": 1}\n{"step": 2, "loss": 0.5}\n{"step": 3}\n'
-
-
-def test_tensorboard_hides_what_will_be_taken_again(tmp_path):
-    """The first record names the file's version, the second is the mark from which earlier files do not count."""
-    with MetricsWriter(tmp_path, 4) as writer:
-        writer.write(5, {"loss": 0.25})
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    version, start, number = events_of(file)
-    assert version.file_version == "brain.Event:2"
-    assert (start.step, start.session_log.status) == (5, event_pb2.SessionLog.START)
-    assert (number.step, number.summary.value[0].tag, number.summary.value[0].simple_value) == (5, "loss", 0.25)
-
-
-def events_of(file):
-    """The events of a TFRecord file: length, checksum, content, checksum."""
-    content, found = file.read_bytes(), []
-    while content:
-        (length,) = struct.unpack("<Q", content[:8])
-        assert struct.unpack("<I", content[8:12])[0] == masked_crc32c(content[:8])
-        found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
-        assert struct.unpack("<I", content[12 + length : 16 + length])[0] == masked_crc32c(content[12 : 12 + length])
-        content = content[16 + length :]
-    return found
-
-
-def test_description_is_short_and_leaves_out_absent_domains():
-    line = describe({"loss": 1.23456, "loss/biomedical": 2.0, "loss/document": None, "tokens_per_second": 12345.6})
-    assert line == "loss 1.235 (biomedic 2.00) 12,346 tok/s"
-    assert describe({}) == ""
-
-
-@pytest.mark.parametrize(("every", "lines"), [(0.0, 3), (1000.0, 2)])
-def test_plain_lines_come_every_so_often_and_at_the_end(every, lines):
-    stream = io.StringIO()
-    progress = Progress(3, every_seconds=every, stream=stream)
-    for step in (1, 2, 3):
-        progress.update(step, metrics(step))
-    progress.close()
-    shown = stream.getvalue().splitlines()
-    assert len(shown) == lines
-    assert shown[-1] == "step 3/3  loss 0.333 (general 0.50) 3,000 tok/s"
-
-
-def test_of_several_processes_one_speaks():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    progress = Progress(3, stream=stream, show=False)
-    progress.update(3, metrics(3))
-    progress.say("hello")
-    progress.close()
-    assert stream.getvalue() == ""
-
-
-def test_bar_on_a_terminal_starts_where_the_run_resumes():
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    progress = Progress(10, start=4, stream=stream)
-    progress.update(5, metrics(5))
-    progress.say("hello")
-    progress.close()
-    assert "5/10" in stream.getvalue()
-    assert "loss 0.200" in stream.getvalue()
-    assert "hello\n" in stream.getvalue()

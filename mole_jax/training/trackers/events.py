@@ -1,7 +1,7 @@
 """TensorBoard's event file, written by the thread that has the numbers.
 
-tensorboardX's own writer has a thread behind a queue. On a full disk that thread dies, the queue fills, and training
-waits for ever; here the write itself fails.
+tensorboardX's own writer has a thread behind a queue. On a full disk that thread dies without a word and whoever fills
+the queue waits for ever; here the write itself fails.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class EventFile:
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Adds a picture, (H, W, 3) uint8."""
         self._add(step=step, summary=_writing().summary.image(name, pixels, dataformats="HWC"))
+
+    def text(self, name: str, markdown: str, step: int) -> None:
+        """Adds a text."""
+        self._add(step=step, summary=_writing().summary.text(name, markdown))
 
     def flush(self) -> None:
         """Makes all events visible to readers.
