@@ -87,7 +87,7 @@ class Apart:
                 entry(tracker)
             tracker.close()
         except Exception as error:
-            self._give_up(" ".join(str(error).split()) or type(error).__name__)
+            self._give_up(" ".join(str(error).split()).rstrip(".") or type(error).__name__)
 
     def _give_up(self, why: str) -> None:
         if not self._given_up:

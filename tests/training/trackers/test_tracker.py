@@ -44,7 +44,7 @@ def test_everything_comes_in_order_before_close_returns():
 
 
 def test_one_that_fails_is_told_once_and_gets_nothing_more():
-    slow, said = Slow(OSError("no route\nto host")), []
+    slow, said = Slow(OSError("no route\nto host.")), []
     apart = Apart("slow", lambda: slow, said.append)
     slow.go.set()
     for step in range(5):
