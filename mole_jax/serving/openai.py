@@ -41,6 +41,12 @@ _WITHOUT_EFFECT = ("user", "metadata", "store", "service_tier", "safety_identifi
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _said(cls, part: Any) -> Any:
+        """Leaves out what says nothing: clients send answers back with all the fields that there might have been."""
+        return {name: value for name, value in part.items() if value is not None} if isinstance(part, dict) else part
+
 
 class TextPart(_Part):
     type: Literal["text"]
@@ -61,6 +67,8 @@ class ImagePart(_Part):
 class Message(_Part):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Annotated[TextPart | ImagePart, Discriminator("type")]]
+    name: str | None = None
+    """Without effect."""
 
     @property
     def text(self) -> str:
@@ -169,9 +177,13 @@ def _picture(url: str, remote: Callable[[str], bytes] | None) -> str | bytes:
 
 def fetched(url: str, most_bytes: int) -> bytes:
     """Returns what is at an address of the web; raises `UserError` if nothing is, or more than `most_bytes`."""
+    end, content = time.monotonic() + REMOTE_SECONDS, b""
     try:
         with urllib.request.urlopen(url, timeout=REMOTE_SECONDS) as answer:
-            content = answer.read(most_bytes + 1)
+            while len(content) <= most_bytes and (piece := answer.read1()):
+                content += piece
+                if time.monotonic() > end:
+                    raise TimeoutError(f"over {REMOTE_SECONDS} s")
     except (OSError, ValueError) as error:  # ValueError: no address at all
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(f"image_url {shortened(url)} cannot be read ({reason}); send it as a data: URL") from None

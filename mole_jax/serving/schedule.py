@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -89,7 +89,6 @@ class Scheduler:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-        self._fail(ConnectionAbortedError("the server is shutting down"))
 
     @property
     def alive(self) -> bool:
@@ -106,9 +105,12 @@ class Scheduler:
         return len(self._line)
 
     def submit(self, request: Request) -> None:
+        """Puts a request at the end of the line."""
         with self._changed:
             self._line.append(request)
             self._changed.notify()
+        if not self.alive:
+            self._fail(ConnectionAbortedError("the server has stopped decoding"), [request])
 
     def cancel(self, request: Request) -> None:
         """Takes a request out, wherever it is; does nothing to one that is over."""
@@ -119,6 +121,12 @@ class Scheduler:
             self._changed.notify()
 
     def _run(self) -> None:
+        try:
+            self._decode()
+        finally:  # the end, or an error after which not even empty slots can be had
+            self._fail(ConnectionAbortedError("the server has stopped decoding"), [*self._at, *self._line])
+
+    def _decode(self) -> None:
         told: list[tuple[Drawn, list[Request | None]]] = []
         while self._work(bool(told)):
             try:
@@ -129,7 +137,7 @@ class Scheduler:
             except Exception as error:
                 LOG.exception("decoding failed; %d requests are lost", self.running)
                 told = []
-                self._fail(error, line=False)
+                self._fail(error, self._at)
                 self.slots.clear()
 
     def _work(self, untold: bool) -> bool:
@@ -159,12 +167,8 @@ class Scheduler:
             if request is not None and not request.over:
                 request.push(token, logprob, self._tokenizer, self._eos_ids)
 
-    def _fail(self, error: Exception, *, line: bool = True) -> None:
-        with self._changed:
-            lost = [one for one in (*self._at, *(self._line if line else ())) if one is not None and not one.over]
-            self._at = [None] * self.slots.count
-            if line:
-                self._line.clear()
-        for one in lost:
-            one.over = True
-            one.hear(error)
+    def _fail(self, error: Exception, requests: Sequence[Request | None]) -> None:
+        for one in requests:
+            if one is not None and not one.over:
+                self.cancel(one)
+                one.hear(error)

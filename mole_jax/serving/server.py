@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import json
 import math
 import secrets
@@ -24,6 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mole_jax.config import ServeConfig
 from mole_jax.errors import UserError
 from mole_jax.serving import openai
 from mole_jax.serving.openai import ChatRequest
@@ -48,23 +48,27 @@ class Events(StreamingResponse):
 
 
 class BodyLimit:
-    """Refuses requests that are too large while they come, whatever their headers say."""
+    """Refuses requests that are too large, whatever their headers say, or too slow, while they come."""
 
-    def __init__(self, app: ASGIApp, most_bytes: int):
-        self._app, self._most = app, most_bytes
+    def __init__(self, app: ASGIApp, settings: ServeConfig):
+        self._app, self._most, self._seconds = app, settings.body_mb << 20, settings.timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        read = 0
+        read, end, whole = 0, time.monotonic() + self._seconds, False
 
         async def limited() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            try:
+                message = await asyncio.wait_for(receive(), None if whole else max(end - time.monotonic(), 0))
+            except TimeoutError:
+                raise HTTPException(408, f"the request did not come within {self._seconds:g} s (--timeout)") from None
             read += len(message.get("body", b""))
             if read > self._most:
                 raise HTTPException(413, f"the request has over {self._most:,} bytes (--body-mb); make it smaller")
+            whole = not message.get("more_body", False)
             return message
 
-        await self._app(scope, limited, send)
+        await self._app(scope, limited if scope["type"] == "http" else receive, send)
 
 
 def application(service: Service, key: str | None) -> FastAPI:
@@ -85,14 +89,8 @@ def application(service: Service, key: str | None) -> FastAPI:
         if key is not None and not secrets.compare_digest((given.credentials if given else "").encode(), key.encode()):
             raise Refusal(401, "the API key is not right; send it as Authorization: Bearer KEY", "invalid_api_key")
 
-    api = FastAPI(
-        title="mole-jax",
-        version=importlib.metadata.version("mole-jax"),
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-    )
-    api.add_middleware(BodyLimit, most_bytes=service.settings.body_mb << 20)
+    api = FastAPI(lifespan=lifespan, openapi_url=None)
+    api.add_middleware(BodyLimit, settings=service.settings)
     started = int(time.time())
 
     @api.get("/health")
@@ -140,7 +138,7 @@ def application(service: Service, key: str | None) -> FastAPI:
 
     @api.exception_handler(HTTPException)
     def other(_: Request, error: HTTPException) -> Response:
-        return refused(error.status_code, str(error.detail), counted=error.status_code == 413)
+        return refused(error.status_code, str(error.detail), counted=error.status_code in (408, 413))
 
     @api.exception_handler(Exception)
     def bug(_: Request, error: Exception) -> Response:

@@ -31,7 +31,7 @@ def test_pictures_stand_before_the_words_of_their_message():
     turns, images = request(
         said("developer", "Be brief."),
         said("user", "What is", f"!{PNG}", "this?", f"!{PNG}B"),
-        {"role": "assistant", "content": "A bar."},
+        {"role": "assistant", "content": "A bar.", "refusal": None, "tool_calls": None},  # as clients send it back
         said("user", "And this?", f"!{PNG}C"),
     ).conversation(None)
     assert turns == [
