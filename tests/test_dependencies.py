@@ -16,6 +16,7 @@ from mole_jax.errors import UserError
 from tests.tiny import ROOT
 
 BY_NAME = {
+    "filelock": "lmms-eval imports what its newest version has no more",
     "gcsfs": "found by fsspec where a path begins with gs://",
     "nltk": "imported by its name (evaluation/caption_metrics.py)",
     "pycocoevalcap": "imported by its name (evaluation/caption_metrics.py)",

@@ -170,5 +170,5 @@ class Scheduler:
     def _fail(self, error: Exception, requests: Sequence[Request | None]) -> None:
         for one in requests:
             if one is not None and not one.over:
-                self.cancel(one)
                 one.hear(error)
+                self.cancel(one)

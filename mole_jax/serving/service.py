@@ -161,11 +161,11 @@ class Service:
                 if piece.end is not None:
                     return
         finally:
-            self.scheduler.cancel(request)
             self.metrics.new_tokens.inc(made)
             self.metrics.requests.labels(status).inc()
             if status == 200:
                 self.metrics.whole.observe(time.monotonic() - asked.came)
+            self.scheduler.cancel(request)
 
     async def whole(self, asked: Asked) -> dict[str, Any]:
         """Returns the whole answer."""

@@ -12,6 +12,7 @@ from mole_jax.config import MeshConfig
 from mole_jax.serving.slots import Slots
 from tests.serving.test_sampler import EOS, GREEDY, PROMPTS, mole, sampler
 
+pytestmark = pytest.mark.slow  # test_serve.py has the answers of one model on one device
 DRAWN = dataclasses.replace(GREEDY, temperature=0.8, top_p=0.9, repetition_penalty=1.1, seed=7)
 COUNT = 3
 """Slots; fewer than prompts."""
@@ -52,13 +53,7 @@ def together(slots: Slots) -> list[list[int]]:
     return answers
 
 
-@pytest.mark.parametrize(
-    "adapter",
-    [
-        {},
-        pytest.param({"route_by": "instance", "shared_router": True, "shared_rank": 2}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("adapter", [{}, {"route_by": "instance", "shared_router": True, "shared_rank": 2}])
 def test_answers_do_not_depend_on_who_else_is_there(adapter):
     spec, mesh, params = mole(**adapter)
     one = sampler(spec, mesh)
@@ -70,7 +65,6 @@ def test_answers_do_not_depend_on_who_else_is_there(adapter):
     assert len({tuple(answer[:3]) for answer in expected}) == len(expected)
 
 
-@pytest.mark.slow
 def test_eight_devices_answer_as_one():
     spec, mesh, params = mole()
     expected = sampled(spec, mesh, params)
