@@ -86,7 +86,10 @@ def _memory(config: Config, arch: LlavaArchitecture, mesh: jax.sharding.Mesh) ->
         program = compiled_step(step.train_step, step.state, mesh).lower(step.state, step.frozen, step.batch).compile()
     parts = {"trainable parameters": step.state.params, "optimizer": step.state.opt_state, "frozen": step.frozen}
     held = {name: _bytes_of_a_device(tree) for name, tree in parts.items()} | {"batch": _bytes_of_a_device(step.batch)}
-    held["while a step runs"] = program.memory_analysis().temp_size_in_bytes
+    if (analysis := program.memory_analysis()) is None:
+        yield "this device's compiler does not tell what a step takes while it runs", True
+    else:
+        held["while a step runs"] = analysis.temp_size_in_bytes
     for name, size in held.items():
         yield f"{name:<22}{size / MIB:>12,.1f} MiB", False
     whole = sum(held.values())
