@@ -153,9 +153,13 @@ def stored_shapes(folder: epath.Path, step: int) -> dict[str, tuple[int, ...]]:
     Raises:
         Damaged: it cannot be read.
     """
+    return {path: leaf.shape for path, leaf in _stored_arrays(folder, step).items()}
+
+
+def _stored_arrays(folder: epath.Path, step: int) -> dict[str, jax.ShapeDtypeStruct]:
     with reading(folder / CHECKPOINTS / str(step)), _reader(folder) as reader:
         tree = reader.item_metadata(step)["params"].tree
-        return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+        return {path: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for path, leaf in flatten(tree).items()}
 
 
 def read_params(
@@ -164,7 +168,7 @@ def read_params(
     """Reads arrays of checkpoint `step`, each into the shape, type and sharding that `abstract` gives.
 
     Args:
-        written: sums of the arrays, in the types of `abstract`.
+        written: sums of the arrays as they are stored; those that are read in another type are not compared.
 
     Raises:
         Damaged: it cannot be read, or an array is not what was written.
@@ -173,11 +177,11 @@ def read_params(
     if not abstract:
         return {}  # as where a run stands on a run: the lower one knows nothing of the upper one's adapters
     where = folder / CHECKPOINTS / str(step) / "params"
-    stored = stored_shapes(folder, step)
+    stored = _stored_arrays(folder, step)
     for path, leaf in abstract.items():
-        if stored[path] != leaf.shape:
+        if stored[path].shape != leaf.shape:
             raise UserError(
-                f"{where}: {path} has shape {stored[path]}, the config asks for {leaf.shape}; "
+                f"{where}: {path} has shape {stored[path].shape}, the config asks for {leaf.shape}; "
                 "set rank, experts and architecture as they were in the run"
             )
     tree = unflatten(abstract)
@@ -186,7 +190,7 @@ def read_params(
     )
     with reading(where.parent), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         found = flatten(checkpointer.restore(where, args=wanted))
-        if (path := changed(found, written)) is not None:
+        if path := changed({path: one for path, one in found.items() if one.dtype == stored[path].dtype}, written):
             raise _not_as_written(where.parent, path)
     return found
 
