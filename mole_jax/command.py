@@ -19,6 +19,7 @@ DOORS: Mapping[str, str] = {
     "convert": "bring weights from one format to another",
     "data": "look at a mixture before training",
     "plan": "predict memory and speed on a pod that is not there",
+    "doctor": "look at a machine before training on it",
     "report": "write the page of a run, at any time of it",
     "routing": "report which experts a checkpoint chooses",
     "study": "measure whether domains conflict",

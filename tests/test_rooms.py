@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "mole_jax"
 
 FLOORS = (
-    ("plan", "train", "command", "quickstart"),
-    ("study", "planning", "configs"),
+    ("plan", "train", "command", "quickstart", "doctor"),
+    ("study", "planning", "diagnosis", "configs"),
     ("training", "evaluate", "generate", "serve", "routing", "convert", "report", "lmms"),
     ("evaluation", "api"),
     ("serving",),
