@@ -41,8 +41,10 @@ from mole_jax.training.loop import (
 from mole_jax.training.prefetch import Prefetch
 from mole_jax.training.progress import Progress
 from mole_jax.training.setup import Run, set_up
+from mole_jax.training.startup import STARTS_FILE, machine
 from mole_jax.training.step import TrainState
 from mole_jax.training.step_log import StepLog
+from mole_jax.training.telemetry import record_events
 from mole_jax.workdir import claimed
 
 
@@ -157,6 +159,9 @@ class SeedsTogether:
                     for lane, output in zip(lanes, outputs, strict=True):
                         lane.add(step, output)
                     last, due = step == total, bool(every) and step % every == 0
+                    if step == start + 1:
+                        for lane in lanes if hosts.is_first() else ():
+                            record_events(lane.run.workdir / STARTS_FILE, step, [machine()])
                     if step == start + 1 or due or last:
                         _flush(lanes)
                         if due and not last:
