@@ -113,6 +113,21 @@ def test_the_layout_names_every_file_and_room():
     assert not {name for name in (*rooms, *files) if name not in words}
 
 
+def test_messages_in_the_page_of_trouble_are_ones_that_we_print():
+    """What stands between ellipses and numbers is part of a text in the source."""
+    known = [
+        node.value
+        for file in SOURCES
+        if file.is_relative_to(ROOT / "mole_jax")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    rows = re.findall(r"^\| `([^`]+)`", (ROOT / "docs" / "trouble.md").read_text(), flags=re.MULTILINE)
+    parts = [part.strip(" '(),%.:") for row in rows for part in re.split(r"…|\d[\d.,]*", row)]
+    assert len(rows) > 15
+    assert not [part for part in parts if len(part) > 9 and not any(part in text for text in known)]
+
+
 def test_the_readers_of_the_pages_find_them():
     text = (
         "`Lost.thing`, `lost(a)` and `mole_jax.gone.away()` in lost.py, {a,b}/x.py; `tokens`, `v1`, `E r`, `TFDS_DIR`"
