@@ -145,7 +145,15 @@ def test_launch_lines(line):
     assert "mole_jax.train" in done.stdout
 
 
-def test_the_commands_after_the_quickstart_in_their_order(tmp_path):
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [line for line in AFTER_THE_QUICKSTART if line in commands("README.md")],
+        pytest.param(AFTER_THE_QUICKSTART + STUDIES[:1], marks=pytest.mark.slow),
+    ],
+    ids=["README", "all pages"],
+)
+def test_the_commands_after_the_quickstart_in_their_order(lines, tmp_path):
     """Writes configs/mine.py of start.md, then runs all with what they write in `tmp_path` and two steps a run."""
     if not (ROOT / "runs" / "quickstart" / "mole" / "checkpoints").is_dir():
         pytest.skip("needs the quickstart's data and run: `make quickstart` first")
@@ -154,7 +162,7 @@ def test_the_commands_after_the_quickstart_in_their_order(tmp_path):
         "configs/mine.py": str(tmp_path / "mine.py"),
         "configs/study.py": str(short_study(tmp_path)),
     }
-    for line in AFTER_THE_QUICKSTART + STUDIES[:1]:
+    for line in lines:
         words = shlex.split(line)
         for option in ("--output", "--workdir"):
             if option in words:

@@ -73,7 +73,6 @@ def config(tmp_path):
     return make
 
 
-SLOW = tuple(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "llava_onevision")
 QUESTION = "What is shown in the picture?"
 
 
@@ -81,7 +80,8 @@ def losses(workdir) -> list[float]:
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_run_is_trained_resumed_evaluated_asked_and_exported(config, tmp_path, name):
     run, asked, settings = tmp_path / "run", FOLDER / name / "picture_0.png", config(name)
     train(settings, absolute(str(run)))

@@ -10,7 +10,6 @@ import mole_jax
 from mole_jax.config import DecodingConfig, ServeConfig
 from tests import tiny
 from tests.evaluation import checkpoints
-from tests.lmms.test_model import FUNCTIONS, TASK
 
 pytestmark = pytest.mark.lmms
 evaluator = pytest.importorskip("lmms_eval.evaluator", reason="needs lmms-eval: pip install 'mole-jax[lmms]'")
@@ -21,6 +20,7 @@ def test_it_asks_the_server_and_gets_the_answers_of_generate(tmp_path):
     from lmms_eval.tasks import TaskManager
 
     from mole_jax.serving.service import Service
+    from tests.lmms.test_model import FUNCTIONS, TASK
     from tests.serving.test_serve import KEY, serving
 
     data = tiny.write_data(tmp_path / "data")

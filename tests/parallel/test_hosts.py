@@ -314,6 +314,7 @@ def drawn(config, state, parts: int, batches: int | None) -> list[tuple]:
     return names
 
 
+@pytest.mark.slow
 def test_killed_with_two_resumed_with_four(config, one, started, tmp_path):
     """SIGKILL to one of two: the other ends by itself and says so; four go on to the losses of one process."""
     workdir = tmp_path / "run"

@@ -60,6 +60,7 @@ def test_seeds_train_together_as_they_do_alone(materials, tmp_path, run):
     assert (source.adapter, source.seed) == (MOLE, 3)
 
 
+@pytest.mark.slow
 def test_too_many_bad_steps_in_a_row_stop_the_seeds_and_name_the_records(materials, tmp_path, capsys):
     """A learning rate of 1e30 makes the second step's loss infinite or NaN; the run has more steps than are waited."""
     section = Section("main", {"alone": {"general": 1.0}}, {"LoRA": plain(MOLE)})

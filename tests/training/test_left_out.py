@@ -10,6 +10,7 @@ from mole_jax.config import DomainConfig, TaskConfig
 from mole_jax.errors import UserError
 from mole_jax.files import absolute
 from mole_jax.training.loop import train
+from mole_jax.training.telemetry import read_metrics
 from tests import tiny
 from tests.data.domains_on_disk import record, write
 
@@ -40,14 +41,14 @@ def test_both_ends_of_a_run_and_its_evaluation_say_it(domains, tmp_path, capsys)
     assert result["tasks"]["held"]["skipped"] == {"too long": 9}
     assert result["tasks"]["held"]["data"] == "held: layout llava (by its keys)"
     page = (tmp_path / "run" / "report.html").read_text()
-    assert f"<p>d: 9 of {left_out}</p>" in page
+    assert f'<p class="warning">records left out: d: 9 of {left_out}</p>' in page
 
 
 def test_too_much_stops_before_the_first_step(domains, tmp_path):
     config = tiny.config(tmp_path, data={"domains": domains, "most_skipped": 0.5}, evaluation={"tasks": ()})
     with pytest.raises(UserError, match=r"domain d: 9 of 10 records are left out .* over data\.most_skipped 0\.5"):
         train(config, absolute(str(tmp_path / "run")))
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not read_metrics(tmp_path / "run")
 
 
 def test_a_cut_picture_is_seen_before_the_first_step(cut, tmp_path, capsys):

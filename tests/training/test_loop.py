@@ -74,6 +74,7 @@ def test_text_alone_needs_no_place_for_images(tmp_path):
         train(config(0, on_too_long="error"), absolute(str(tmp_path / "seen")))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_another_mesh_resumes(data, tmp_path):
     """Six of eight steps on one device, the rest on four: the losses are those of one device throughout."""
     options = {
@@ -154,6 +155,7 @@ def test_epochs_are_counted_exactly(data, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_run_whose_dropout_was_drawn_in_another_way_says_so(data, tmp_path, capsys):
     config = tiny.config(data, adapter={"dropout": 0.1}, checkpoint={"every": 2, "keep_last": 3})
     train(config, tmp_path / "run")

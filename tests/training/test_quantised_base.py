@@ -55,6 +55,7 @@ def test_the_checkpoint_names_the_quantisation_and_the_base_is_kept_in_floats(fi
     assert base.leaves([KERNEL])[KERNEL].dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", [False, True])
 def test_another_quantisation_does_not_resume(finished, gone):
     """Also where the run's config was lost and only the checkpoint knows."""

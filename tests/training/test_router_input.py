@@ -66,6 +66,7 @@ def test_mean_and_deviation_are_those_of_the_first_examples(data, tmp_path):
     assert again.mixture.get_state() == begin, "the run begins with its first example"
 
 
+@pytest.mark.slow
 def test_they_are_saved_never_trained_and_a_resumed_run_keeps_them(data, tmp_path):
     whole, cut = (absolute(str(tmp_path / name)) for name in ("whole", "cut"))
     train(config(data), whole)

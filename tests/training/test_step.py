@@ -115,7 +115,10 @@ def test_devices_and_pieces_give_the_update_of_one_large_batch(data, batch, one_
     "adapter",
     [
         {"route_by": "instance", "shared_router": True, "shared_rank": 2, "domain_weight": 0.1},
-        {"route_by": "instance", "router_input": "standardised", "router_gradient": "dense", "balance_weight": 0.0},
+        pytest.param(
+            {"route_by": "instance", "router_input": "standardised", "router_gradient": "dense", "balance_weight": 0.0},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"route_by": "domain"}, marks=pytest.mark.slow),
     ],
     ids=str,
