@@ -65,6 +65,6 @@ def open_wandb(workdir: epath.Path, project: str, name: str, run: str, config: d
 
 def open_trackio(project: str, name: str, config: dict[str, Any]) -> Service:
     """Begins or continues the run of that name in trackio's folder (``TRACKIO_DIR``), or where its settings say."""
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]  not among what the project is tested with
 
     return Service(trackio, trackio.init(project=project, name=name, resume="allow", config=config, embed=False))
